@@ -1,0 +1,95 @@
+# Every command of the project. `make` alone lists them; CI (.ci/run) calls the same ones.
+# Needs: Python 3.11 with venv, Rust, make, git. Everything else is fetched by pinned version into .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/onecopy
+# uv hard-links packages out of its own cache: a second checkout costs seconds and no second 5 GB.
+UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
+BIN := .venv/bin
+
+# Who points pip at a mirror means uv, too.
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+ifeq ($(UV_DEFAULT_INDEX),)
+unexport UV_DEFAULT_INDEX
+endif
+# Beam's workers import torch again and again: they keep the compiled bytecode, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+export PATH := $(CURDIR)/$(BIN):$(dir $(UV)):$(PATH)
+
+# The environment is named by what it was made from, so a changed pin makes it anew and a touched file does not.
+ENV := .venv/made-from-$(shell cat requirements/dev.txt | sha256sum | cut -c1-16)
+EXTENSION := .venv/extension
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
+
+$(UV):
+	$(PYTHON) -m venv $(CACHE)/uv
+	$(CACHE)/uv/bin/python -m pip install --quiet --requirement requirements/uv.txt
+
+$(ENV): | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv
+	$(UV) pip sync --python $(BIN)/python requirements/dev.txt
+	@touch $@
+
+# The module is built into python/onecopy; where somebody deleted it, it is built again.
+$(EXTENSION): $(RUST) $(ENV) $(if $(wildcard python/onecopy/_core.*.so),,always)
+	$(BIN)/maturin develop --uv --release --quiet
+	@touch $@
+
+.PHONY: always
+always:
+
+.PHONY: build
+build: $(EXTENSION) ## the environment (.venv) and the extension; every other target makes it where needed
+
+.PHONY: demo
+demo: build ## semantic search over Python's manual: one copy of a real model under Beam, with proof
+	$(BIN)/python examples/semantic_search.py
+
+.PHONY: test test-rust test-python test-beam
+test: test-rust test-python test-beam ## all tests
+test-rust: ## tests of the core, without Python
+	cargo test --locked --package onecopy-core
+test-python: build ## tests of the Python face
+	$(BIN)/python -m pytest -m "not beam"
+test-beam: build ## real pipelines with several SDK processes
+	$(BIN)/python -m pytest -m beam
+
+.PHONY: lint
+lint: build ## formatters, clippy, ruff, strict types, stubs against the module
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	MYPYPATH=python $(BIN)/python -m mypy.stubtest onecopy._core
+
+.PHONY: format
+format: $(ENV) ## let the formatters write
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+.PHONY: wheel
+wheel: build ## build the wheel, install it into an empty environment, share numpy arrays between two processes there
+	rm -rf dist
+	$(BIN)/maturin build --release --quiet --out dist
+	.ci/try-wheel $(UV) $(PYTHON) dist/onecopy-*.whl
+
+.PHONY: pins
+pins: | $(UV) ## resolve requirements/dev.in anew into requirements/dev.txt
+	$(UV) pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	    --output-file requirements/dev.txt requirements/dev.in
+
+.PHONY: clean
+clean: ## remove what the targets made, the environment included
+	rm -rf .venv target dist python/onecopy/_core.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,242 @@
+"""One acquire across processes: ask the registry, wait, load, attach, or go without sharing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from onecopy import _core, _key, _publish, skeleton
+from onecopy.errors import (
+    ModelTimeoutError,
+    NoRoomError,
+    RefusedError,
+    StoreFullError,
+    StoreStuckError,
+    SystemCallError,
+    UnshareableError,
+)
+from onecopy.info import ModelInfo
+from onecopy.process import Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("onecopy")
+
+#: A waiter looks after the loader, Ctrl-C and its timeout this often, in seconds.
+SLICE = 0.1
+#: One line a minute while waiting.
+REPORT = 60.0
+#: What sharing may fail of without being anybody's mistake: the model is loaded privately then.
+ENVIRONMENT = (NoRoomError, StoreFullError, StoreStuckError, SystemCallError, RefusedError)
+
+_warned: set[tuple[ModelKey, str]] = set()
+
+
+class Acquisition:
+    """One call of `process.acquire` that found nothing in this process."""
+
+    def __init__(
+        self,
+        place: Place,
+        key: ModelKey,
+        constructor: Constructor,
+        deadline: float | None,
+        linger: float | None,
+        on_unshareable: OnUnshareable,
+        pickler: type | None,
+        state: Callable[[], object] | None,
+        without_sharing: Callable[[Constructor], object] | None,
+    ) -> None:
+        self.place = place
+        self.key = key
+        self.constructor = constructor
+        self.deadline = deadline
+        self.linger = linger
+        self.on_unshareable = on_unshareable
+        self.pickler = pickler
+        self.state = state
+        self.without_sharing = without_sharing or (lambda load: load())
+        self.constructor_id = _key.describe(constructor)
+        self.began = time.monotonic()
+        self.wait_seconds = 0.0
+        self.load_seconds = 0.0
+
+    def run(self) -> tuple[Acquired, Any]:
+        """What this process shall use, and its mapping if it is shared."""
+        try:
+            step = self._ask()
+        except ENVIRONMENT as error:
+            return self._privately(str(error)), None
+        if isinstance(step, _core.Private):
+            return self._privately(step.reason, quiet=step.unshareable and not step.reason), None
+        if isinstance(step, _core.Loading):
+            return self._load(step)
+        return self._attach(step)
+
+    def _ask(self) -> Any:
+        """Asks until the answer is another one than `wait`."""
+        store = core_store(self.place)
+        patience = _core.Patience()
+        waited: int | None = None
+        began = time.monotonic()
+        next_report = REPORT
+        try:
+            while True:
+                step = store.acquire(key_of(self.key), self.constructor_id, may_load=True, waited=waited)
+                if isinstance(step, _core.Waiting):
+                    waited = step.episode if waited is None else waited
+                    left = self._time_left(step)
+                    given_up = patience.exhausted(step)
+                    if given_up:
+                        return _core.Private(given_up)
+                    if time.monotonic() - began > next_report:
+                        logger.info("waiting for %s: process %d (%s) loads it since %.0f s",
+                                    self.key, step.pid, step.name, time.time() - step.since)
+                        next_report += REPORT
+                    store.wait(step, min(SLICE, left))
+                elif isinstance(step, _core.Again):
+                    time.sleep(SLICE / 10)
+                else:
+                    return step
+        finally:
+            self.wait_seconds += time.monotonic() - began
+
+    def _time_left(self, loader: Any) -> float:
+        if self.deadline is None:
+            return SLICE
+        left = self.deadline - time.monotonic()
+        if left > 0:
+            return left
+        message = (
+            f"waited {time.monotonic() - self.began:.1f} s for {self.key}: process {loader.pid} ({loader.name}) loads it "
+            f"since {time.time() - loader.since:.1f} s. Raise `timeout`, or look at that process"
+        )
+        raise ModelTimeoutError(message)
+
+    def _load(self, loading: Any) -> tuple[Acquired, Any]:
+        store = core_store(self.place)
+        obj, state = self._construct(store, loading)
+        try:
+            published = _publish.publish(
+                store, self.place, self.key, self.constructor_id, (obj, state), loading=loading, pickler=self.pickler
+            )
+        except skeleton.Unshareable as why:
+            return self._unshareable(store, loading, obj, state, why.reason, silent=why.silent), None
+        except ENVIRONMENT as error:
+            return self._unshareable(store, loading, obj, state, str(error)), None
+        except Exception as error:
+            logger.exception("%s could not be published", self.key)
+            return self._unshareable(store, loading, obj, state, f"{type(error).__name__}: {error}"), None
+        if published is None:
+            # The tag was replaced while we loaded: what is there now is newer.
+            del obj, state
+            return self.run()
+        del obj
+        (rebuilt, state), attached, generation, _ = published
+        info = self._info("publisher", attached.backend, generation, attached.shared_bytes, len(attached.skeleton))
+        logger.info("published %s: %.1f MB shared in %.2f s (load %.2f s), generation %d, %s, process %d",
+                    self.key, info.shared_bytes / 1e6, info.seconds, info.load_seconds, generation, info.backend, os.getpid())
+        return self._shared(rebuilt, state, info, attached.mapping)
+
+    def _construct(self, store: Any, loading: Any) -> tuple[object, object]:
+        began = time.monotonic()
+        try:
+            obj = self.constructor()
+            state = self.state() if self.state is not None else None
+        except BaseException as error:
+            # Its own exception reaches its caller. Ctrl-C is no failure of the model: the next one tries.
+            _end(store, loading, "failed" if isinstance(error, Exception) else "gave up", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.load_seconds += time.monotonic() - began
+        return obj, state
+
+    def _unshareable(
+        self, store: Any, loading: Any, obj: object, state: object, reason: str, *, silent: bool = False
+    ) -> Acquired:
+        used = self.without_sharing(lambda: obj)
+        # Only now do the others learn of it: what `without_sharing` set up is there when they come.
+        _end(store, loading, "unshareable", "" if silent else reason)
+        return self._private(used, state, reason, quiet=silent)
+
+    def _attach(self, attached: Any) -> tuple[Acquired, Any]:
+        self._compare_constructors(attached)
+        note(attached.mapping)
+        attached.mapping.prefault()
+        try:
+            obj, state = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
+        except Exception as error:  # noqa: BLE001 - whatever the classes of the model raise here
+            return self._privately(f"it cannot be rebuilt in this process: {type(error).__name__}: {error}"), None
+        info = self._info("attacher", attached.backend, attached.generation, attached.shared_bytes, len(attached.skeleton))
+        logger.info("attached %s: %.1f MB shared in %.4f s (waited %.2f s), generation %d, %s, process %d",
+                    self.key, info.shared_bytes / 1e6, info.seconds, info.wait_seconds, info.generation, info.backend,
+                    os.getpid())
+        return self._shared(obj, state, info, attached.mapping)
+
+    def _shared(self, obj: object, state: object, info: ModelInfo, mapping: Any) -> tuple[Acquired, Any]:
+        return Acquired(obj, state, info, mapping.hold(self.linger)), mapping
+
+    def _compare_constructors(self, attached: Any) -> None:
+        name, code_hash = attached.constructor
+        if (name, code_hash) == self.constructor_id or not name:
+            return
+        mine = self.constructor_id[0]
+        difference = f"published by {name}" if name != mine else f"published by other code under the name {name}"
+        self._warn_once("constructor", "%s was %s, and is asked for with %s: the published one is used. "
+                        "Give them different tags or versions", self.key, difference, mine)
+
+    def _privately(self, reason: str, *, quiet: bool = False) -> Acquired:
+        """Loads for this process alone, without anybody's help."""
+        began = time.monotonic()
+        used = self.without_sharing(self.constructor)
+        state = self.state() if self.state is not None else None
+        self.load_seconds += time.monotonic() - began
+        return self._private(used, state, reason, quiet=quiet)
+
+    def _private(self, obj: object, state: object, reason: str, *, quiet: bool) -> Acquired:
+        if self.on_unshareable == "raise" and not quiet:
+            self._refuse(reason)
+        if not quiet:
+            self._warn_once("private", "%s is not shared: %s", self.key, reason)
+        return Acquired(obj, state, self._info("private", "private", 0, 0, 0, reason), None)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        message = f"{self.key} is not shared: {reason}"
+        raise UnshareableError(message)
+
+    def _warn_once(self, kind: str, message: str, *details: object) -> None:
+        if (self.key, kind) not in _warned:
+            _warned.add((self.key, kind))
+            logger.warning(message, *details)
+
+    def _info(
+        self, role: Any, backend: Any, generation: int, shared_bytes: int, private_bytes: int, reason: str = ""
+    ) -> ModelInfo:
+        return ModelInfo(
+            tag=self.key.tag,
+            version=self.key.version,
+            namespace=self.place.namespace,
+            generation=generation,
+            role=role,
+            backend=backend,
+            shared_bytes=shared_bytes,
+            private_bytes=private_bytes,
+            seconds=time.monotonic() - self.began,
+            wait_seconds=self.wait_seconds,
+            load_seconds=self.load_seconds,
+            reason=reason,
+        )
+
+
+def _end(store: Any, loading: Any, how: str, reason: str) -> None:
+    # Where the registry does not answer, the others see this process die, or lose patience; our caller has his answer.
+    with contextlib.suppress(*ENVIRONMENT):
+        store.end_loading(loading, how, reason)
+
+
+def key_of(key: ModelKey) -> tuple[str, str, str]:
+    return key.tag, key.version or "", _key.compatibility()

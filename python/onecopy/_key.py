@@ -1,0 +1,52 @@
+"""What must be equal for two processes to share bytes, and who says how they are made."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+from importlib import metadata
+from types import CodeType
+from typing import Any
+
+#: Of the skeleton's format.
+FORMAT = 1
+
+
+@functools.lru_cache(maxsize=1)
+def compatibility() -> str:
+    """Versions that make bytes incompatible, from their metadata: nothing is imported for it."""
+    words = [f"format {FORMAT}", f"python {'.'.join(platform.python_version_tuple()[:2])}"]
+    for package in ("numpy", "torch"):
+        try:
+            words.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            words.append(f"no {package}")
+    return ", ".join(words)
+
+
+def describe(constructor: Any) -> tuple[str, int]:
+    """Qualified name and code hash of a constructor; the hash is the same in every process that runs the same code."""
+    function = constructor
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = getattr(named, "__module__", None) or "?"
+    name = f"{module}.{named.__qualname__}"
+    code = getattr(function, "__code__", None)
+    digest = hashlib.blake2b(name.encode() if code is None else _code_bytes(code), digest_size=8)
+    return name, int.from_bytes(digest.digest(), "little")
+
+
+def _code_bytes(code: CodeType) -> bytes:
+    # Neither file nor line: the same code may lie elsewhere. Constants by kind: the order of a frozenset is random.
+    parts = [code.co_code, repr(code.co_names).encode()]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            parts.append(_code_bytes(constant))
+        elif isinstance(constant, frozenset):
+            parts.append(repr(sorted(map(repr, constant))).encode())
+        else:
+            parts.append(repr(constant).encode())
+    return b"\0".join(parts)

@@ -1,0 +1,105 @@
+"""The verbs of a person or a script, without a constructor: publish, attach, verify."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from onecopy import _core, _publish, process, skeleton
+from onecopy._acquire import SLICE, key_of
+from onecopy.errors import ModelTimeoutError, UnshareableError
+from onecopy.info import ModelInfo
+from onecopy.process import Acquired, ModelKey, Place
+
+logger = logging.getLogger("onecopy")
+
+
+def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: bool) -> Acquired:
+    began = time.monotonic()
+    store = process.core_store(place)
+    try:
+        published = _publish.publish(
+            store, place, key, (f"{type(obj).__module__}.{type(obj).__qualname__}", 0), (obj, None), pin=pin, replace=replace
+        )
+    except skeleton.Unshareable as why:
+        message = f"{key} cannot be shared: {why.reason}"
+        raise UnshareableError(message) from why
+    if published is None:
+        return attach(place, key, None)
+    (rebuilt, _), attached, generation, kept_bytes = published
+    info = _info(place, key, "publisher", attached, generation, len(attached.skeleton) + kept_bytes, began)
+    logger.info("published %s: %.1f MB shared in %.2f s, generation %d, %s, process %d",
+                key, info.shared_bytes / 1e6, info.seconds, generation, info.backend, os.getpid())
+    return _remembered(place, key, rebuilt, info, attached.mapping)
+
+
+def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
+    here = process.slot(place, key)
+    began = time.monotonic()
+    deadline = None if timeout is None else began + timeout
+    with here.entered(deadline):
+        acquired = here.alive()
+        if acquired is not None and acquired.info.role != "private":
+            return acquired
+    attached = _attach(place, key, deadline)
+    try:
+        obj, _ = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
+    except Exception as error:
+        message = f"{key} cannot be rebuilt in this process: {type(error).__name__}: {error}"
+        raise UnshareableError(message) from error
+    info = _info(place, key, "attacher", attached, attached.generation, len(attached.skeleton), began)
+    logger.info("attached %s: %.1f MB shared in %.4f s, generation %d, %s, process %d",
+                key, info.shared_bytes / 1e6, info.seconds, info.generation, info.backend, os.getpid())
+    return _remembered(place, key, obj, info, attached.mapping)
+
+
+def verify(place: Place, key: ModelKey) -> int:
+    checked: int = process.core_store(place).verify(_attach(place, key, None).mapping)
+    return checked
+
+
+def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
+    store = process.core_store(place)
+    while True:
+        step = store.acquire(key_of(key), ("", 0), may_load=False)
+        if isinstance(step, _core.Attached):
+            process.note(step.mapping)
+            return step
+        if isinstance(step, _core.Private):
+            message = f"{key} is not shared: {step.reason or 'too small to be worth it'}"
+            raise UnshareableError(message)
+        left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+        if left <= 0:
+            who = f"process {step.pid} ({step.name}) loads it" if isinstance(step, _core.Waiting) else "its holders are dying"
+            message = f"no time left for {key}: {who}. Raise `timeout`"
+            raise ModelTimeoutError(message)
+        if isinstance(step, _core.Waiting):
+            store.wait(step, left)
+        else:
+            time.sleep(min(left, SLICE / 10))
+
+
+def _remembered(place: Place, key: ModelKey, obj: object, info: ModelInfo, mapping: Any) -> Acquired:
+    acquired = Acquired(obj, None, info, mapping.hold(0.0))
+    process.slot(place, key).remember(acquired, mapping, 0.0)
+    return acquired
+
+
+def _info(
+    place: Place, key: ModelKey, role: Any, attached: Any, generation: int, private_bytes: int, began: float
+) -> ModelInfo:
+    return ModelInfo(
+        tag=key.tag,
+        version=key.version,
+        namespace=place.namespace,
+        generation=generation,
+        role=role,
+        backend=attached.backend,
+        shared_bytes=attached.shared_bytes,
+        private_bytes=private_bytes,
+        seconds=time.monotonic() - began,
+        wait_seconds=0.0,
+        load_seconds=0.0,
+    )

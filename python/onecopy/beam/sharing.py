@@ -1,0 +1,145 @@
+"""One load of a model under Beam: attach or publish, else the next rung of the ladder."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.ml.inference import base
+from apache_beam.utils.multi_process_shared import MultiProcessShared
+
+from onecopy import process
+from onecopy.beam import loaded, state
+from onecopy.beam.pickling import pickler_class
+from onecopy.errors import BadNameError, LoaderKilledError, OneCopyError, RecursionInConstructorError
+from onecopy.info import ModelInfo
+from onecopy.store import Store
+
+logger = logging.getLogger(__name__)
+
+# Down the ladder it would be killed again; the others are mistakes in the program.
+_TO_THE_CALLER = (LoaderKilledError, BadNameError, RecursionInConstructorError)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for. `owner` is the class of the handler; `must`: nothing but sharing will do."""
+
+    place: process.Place
+    tag: str
+    owner: str
+    path: str
+    timeout: float | None
+    linger: float | None
+    must: bool
+
+    @property
+    def version(self) -> str:
+        return f"{self.owner}:{self.path}"
+
+
+def share(handler: base.ModelHandler, wish: Wish) -> Any:
+    """What `handler.load_model()` returns, shared if it can be; `loaded.find` knows it afterwards.
+
+    Raises what `handler.load_model` raises, LoaderKilledError, and, where `wish.must`, whatever kept it from being
+    shared.
+    """
+    began = time.monotonic()
+    pickler = pickler_class()
+    before = state.snapshot(handler, pickler)
+    one_copy = bool(handler.share_model_across_processes())
+
+    def changes() -> state.Changes:
+        return state.changes(handler, before, pickler)
+
+    def next_rung(load: Callable[[], Any]) -> Any:
+        return _served(load, handler, wish) if one_copy else load()
+
+    def down_the_ladder(why: Exception) -> Any:
+        logger.warning("the model of %r is not shared: %s", handler, why)
+        waited = time.monotonic() - began
+        model = next_rung(handler.load_model)
+        left = state.without_model(changes(), model)
+        return loaded.remember(model, loaded.Loaded(_private(wish, began, waited, why), left, None))
+
+    try:
+        process.core_store(wish.place)
+    except (ImportError, OneCopyError) as error:  # no extension for the platform of this worker, or no place for it
+        if wish.must or isinstance(error, _TO_THE_CALLER):
+            raise
+        return down_the_ladder(error)
+    try:
+        acquired = process.acquire(
+            wish.place,
+            process.ModelKey(wish.tag, wish.version),
+            handler.load_model,
+            # Not to wait for the one copy would make a second one.
+            timeout=None if one_copy else wish.timeout,
+            linger=wish.linger or 0.0,
+            on_unshareable="raise" if wish.must else "warn",
+            pickler=pickler,
+            state=changes,
+            without_sharing=next_rung,
+        )
+    except OneCopyError as error:
+        if wish.must or isinstance(error, _TO_THE_CALLER):
+            raise
+        return down_the_ladder(error)
+    left: state.Changes = acquired.state or []  # type: ignore[assignment]
+    came_with = loaded.Loaded(acquired.info, state.without_model(left, acquired.object), acquired.hold)
+    loaded.supersede((wish.place.namespace, wish.tag, wish.owner), came_with, keep=wish.linger is None)
+    return loaded.remember(acquired.object, came_with)
+
+
+def warn_of_namesakes(wish: Wish) -> None:
+    """Say so where another class of handler has models under the same identifier: it has a segment of its own."""
+    try:
+        store = Store(wish.place.namespace, directory=wish.place.directory, backend=wish.place.backend)
+        versions = [row.version or "" for row in store.list() if row.tag == wish.tag]
+    except (ImportError, OneCopyError):  # no store to have them in
+        return
+    # The table may show a long version cut short.
+    others = sorted({version.split(":")[0] for version in versions if not wish.version.startswith(version)} - {wish.owner})
+    if others:
+        logger.warning(
+            "model_identifier %r is used by %s too: this %s does not share with it, and has a copy of its own",
+            wish.tag, ", ".join(others), wish.owner,
+        )  # fmt: skip
+
+
+def _private(wish: Wish, began: float, waited: float, why: Exception) -> ModelInfo:
+    seconds = time.monotonic() - began
+    return ModelInfo(
+        tag=wish.tag,
+        version=wish.version,
+        namespace=wish.place.namespace,
+        generation=0,
+        role="private",
+        backend="private",
+        shared_bytes=0,
+        private_bytes=0,
+        seconds=seconds,
+        wait_seconds=waited,
+        load_seconds=seconds - waited,
+        reason=str(why),
+    )
+
+
+def _served(load: Callable[[], Any], handler: base.ModelHandler, wish: Wish) -> Any:
+    """The rung for `large_model=True`: what Beam gives to such a handler, a proxy of the model in one process.
+
+    `load` returns the model that this process has already, or loads it. `model_copies` above one loads the others;
+    Beam's round robin over them is kept.
+    """
+    copies = int(handler.model_copies())
+    # Beam joins the tag to a directory: with a model path in it, its files would land beside the model.
+    name = "\0".join((wish.place.namespace, wish.tag, wish.version))
+    tag = "onecopy-" + hashlib.sha256(name.encode()).hexdigest()[:32]
+    loaders = [load, *[handler.load_model] * (copies - 1)]
+    models = [
+        MultiProcessShared(loader, tag=one, always_proxy=True).acquire()
+        for loader, one in zip(loaders, base._get_tags_for_copies(tag, copies), strict=True)
+    ]
+    return base._SharedModelWrapper(models, tag) if copies > 1 else models[0]

@@ -1,0 +1,76 @@
+"""`onecopy`: the verbs of the store for the person who is on call. No command needs a framework, but `put`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from onecopy.cli import commands
+from onecopy.errors import ModelNotFoundError, OneCopyError
+from onecopy.store import BACKENDS, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_CODES = """exit codes:
+  0  done
+  1  an error, told on standard error; for `doctor`: something here limits sharing
+  2  the command line cannot be read
+  3  no such model
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        store = Store(options.namespace, directory=options.directory, backend=getattr(options, "backend", "auto"))
+        code: int = options.run(store, options)
+    except ModelNotFoundError as error:
+        print(f"onecopy: {error}", file=sys.stderr)
+        return 3
+    except OneCopyError as error:
+        print(f"onecopy: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="onecopy",
+        description="One copy of a model's weights per machine: what is shared here, and by whom.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--namespace", default="default", help="set of tags (default: %(default)s)")
+    parser.add_argument("--directory", help="where the registry lives (default: $ONECOPY_DIR, or /dev/shm)")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def verb(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="one JSON value on standard output")
+        return command
+
+    verb("ls", commands.ls, "List the models of the namespace. Never waits for a loader.")
+    show = verb("show", commands.show, "Show every version and generation of a tag, with its holders.")
+    show.add_argument("tag")
+    put = verb("put", commands.put, "Call MODULE:FUNCTION here and publish what it returns, pinned.")
+    put.add_argument("tag")
+    put.add_argument("constructor", metavar="MODULE:FUNCTION")
+    put.add_argument("--version", help="your name for the content")
+    put.add_argument("--replace", action="store_true", help="supersede what is there")
+    put.add_argument("--backend", choices=BACKENDS, default="auto")
+    remove = verb("rm", commands.rm, "Unname a tag. Its memory goes with the last lease.")
+    remove.add_argument("tag")
+    remove.add_argument("--version", help="this version only")
+    sweep = verb("sweep", commands.sweep, "Remove what dead processes left, and the registry's file if nobody uses it.")
+    sweep.add_argument("--dry-run", action="store_true", help="only say what would go")
+    verify = verb("verify", commands.verify, "Check every buffer of a model against its checksum.")
+    verify.add_argument("tag")
+    verify.add_argument("--version", help="this version only")
+    verb("doctor", commands.doctor, "Say what this machine lets processes share, and the remedy where it does not.")
+    return parser

@@ -1,0 +1,7 @@
+"""`python -m onecopy.cli`."""
+
+import sys
+
+from onecopy.cli import main
+
+sys.exit(main())

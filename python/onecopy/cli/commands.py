@@ -1,0 +1,150 @@
+"""One function a command: print for a person, or as JSON for a script."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from onecopy import process
+from onecopy.cli import machine
+from onecopy.errors import BadNameError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from onecopy.info import StoredModel
+    from onecopy.store import Store
+
+UNIT = 1024
+
+
+def ls(store: Store, options: argparse.Namespace) -> int:
+    models = store.list()
+    if options.json:
+        return _json([asdict(model) for model in models])
+    if not models:
+        print(f"no models in namespace '{store.place.namespace}' ({process.core_store(store.place).path})")
+        return 0
+    rows = [("TAG", "VERSION", "STATE", "GEN", "SIZE", "BACKEND", "HOLDERS", "SINCE")]
+    for model in models:
+        rows.append((
+            model.tag,
+            model.version or "-",
+            _state(model),
+            str(model.generation),
+            _size(model.shared_bytes),
+            model.backend or "-",
+            str(len(model.holders)),
+            _ago(model.since),
+        ))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def show(store: Store, options: argparse.Namespace) -> int:
+    models = store.show(options.tag)
+    if options.json:
+        return _json([asdict(model) for model in models])
+    for model in models:
+        version = f" version {model.version}" if model.version else ""
+        print(f"{model.tag}{version}: {_state(model)}, generation {model.generation}, since {_ago(model.since)}")
+        print(f"  {_size(model.shared_bytes)} ({model.shared_bytes} bytes), backend {model.backend or '-'}")
+        if model.constructor:
+            print(f"  made by {model.constructor}")
+        if model.loader:
+            print(f"  loading in process {model.loader[0]} ({model.loader[1]})")
+        for pid, name in model.holders:
+            print(f"  held by process {pid} ({name})")
+        if model.reason:
+            print(f"  {model.reason}")
+    return 0
+
+
+def put(store: Store, options: argparse.Namespace) -> int:
+    module, _, function = options.constructor.partition(":")
+    if not module or not function:
+        message = f"{options.constructor!r}: MODULE:FUNCTION is expected, as in mypackage.models:load_t5"
+        raise BadNameError(message)
+    sys.path.insert(0, os.getcwd())
+    constructor = getattr(importlib.import_module(module), function)
+    with store.publish(options.tag, constructor(), version=options.version, pin=True, replace=options.replace):
+        model = store.show(options.tag)[-1]
+    if options.json:
+        return _json(asdict(model))
+    print(f"published {options.tag}: {_size(model.shared_bytes)}, pinned; `onecopy rm {options.tag}` removes it")
+    return 0
+
+
+def rm(store: Store, options: argparse.Namespace) -> int:
+    removed = store.remove(options.tag, version=options.version)
+    if options.json:
+        return _json({"removed": removed})
+    print(f"unnamed {removed} model{'s' if removed > 1 else ''} '{options.tag}'; the memory goes with the last lease")
+    return 0
+
+
+def sweep(store: Store, options: argparse.Namespace) -> int:
+    rows = store.sweep(dry_run=options.dry_run)
+    core = process.core_store(store.place)
+    removed_file = not options.dry_run and core.remove_registry_if_unused()
+    if options.json:
+        return _json({"rows": [dict(zip(("kind", "what", "why"), row, strict=True)) for row in rows], "registry": removed_file})
+    for kind, what, why in rows:
+        print(f"{'would remove' if options.dry_run else 'removed'} {kind} {what}: {why}")
+    if removed_file:
+        print(f"removed {core.path}: nobody uses it")
+    if not rows and not removed_file:
+        print("nothing to remove")
+    return 0
+
+
+def verify(store: Store, options: argparse.Namespace) -> int:
+    checked = store.verify(options.tag, version=options.version)
+    if options.json:
+        return _json({"bytes": checked})
+    print(f"{options.tag}: {checked} bytes agree with their checksums")
+    return 0
+
+
+def doctor(store: Store, options: argparse.Namespace) -> int:
+    findings = machine.examine(store.place)
+    if options.json:
+        _json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.good else 'LOOK'}  {finding.what}")
+            if finding.remedy:
+                print(f"      {finding.remedy}")
+    return 0 if all(finding.good for finding in findings) else 1
+
+
+def _json(value: Any) -> int:
+    print(json.dumps(value, indent=2))
+    return 0
+
+
+def _state(model: StoredModel) -> str:
+    marks = [mark for mark, on in (("pinned", model.pinned), ("superseded", model.unnamed)) if on]
+    return ", ".join([model.state, *marks])
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < UNIT or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= UNIT
+    return ""
+
+
+def _ago(since: float) -> str:
+    seconds = max(0, int(time.time() - since))
+    minutes, hours = seconds // 60, seconds // 3600
+    return f"{hours} h" if hours else f"{minutes} min" if minutes else f"{seconds} s"

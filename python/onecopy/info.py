@@ -1,0 +1,57 @@
+"""What users are told of a model: plain, frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model, as this process has it."""
+
+    tag: str
+    version: str | None
+    namespace: str
+    #: Counts the replacements of the tag, from 1; 0 where the model is private.
+    generation: int
+    role: Literal["publisher", "attacher", "private"]
+    backend: Literal["memfd", "posix", "private"]
+    #: Bytes in the shared mapping, one copy for the machine.
+    shared_bytes: int
+    #: Bytes that this process has for itself: the skeleton, and for a publisher what could not be re-pointed.
+    #: Where the role is "private", the whole model as far as its buffers are known.
+    private_bytes: int
+    #: What `acquire` took in all.
+    seconds: float
+    #: Of these: waiting for another process to load.
+    wait_seconds: float
+    #: Of these: the constructor. 0.0 for an attacher.
+    load_seconds: float
+    #: Why the model is private; empty otherwise.
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """One row of `Store.list()`."""
+
+    tag: str
+    version: str | None
+    #: "loading", "ready", "unshareable", or "vacant" (nothing there; failures are remembered for a while).
+    state: str
+    generation: int
+    #: Superseded or removed, and still held by somebody.
+    unnamed: bool
+    pinned: bool
+    backend: str | None
+    shared_bytes: int
+    #: Qualified name of the constructor that published it.
+    constructor: str
+    #: (pid, name) of the process that loads it.
+    loader: tuple[int, str] | None
+    #: When it got its state, in seconds since the epoch.
+    since: float
+    #: (pid, name) of every living process with a lease.
+    holders: tuple[tuple[int, str], ...]
+    reason: str

@@ -1,0 +1,206 @@
+"""What this process has: one slot per model, whoever asks for it and however often.
+
+A slot holds nothing strongly. Each acquired holder has the slot's `Acquired`, and with it the object; when the last one
+lets go, the object lives on only where the user has it, and is found again by weak reference. So nothing has to be
+counted, and letting go takes no lock: it may happen in a finalizer, in the middle of any call.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from onecopy.errors import ModelTimeoutError, RecursionInConstructorError
+
+if TYPE_CHECKING:
+    from onecopy._core import Hold, Mapping
+    from onecopy.info import ModelInfo
+
+Constructor = Callable[[], object]
+OnUnshareable = Literal["warn", "raise"]
+
+
+class Place(NamedTuple):
+    """Where a store lives. `directory` None: `ONECOPY_DIR`, or /dev/shm."""
+
+    namespace: str = "default"
+    directory: str | None = None
+    backend: str = "auto"
+
+    def resolved(self) -> str:
+        return self.directory or os.environ.get("ONECOPY_DIR") or "/dev/shm"
+
+
+class ModelKey(NamedTuple):
+    tag: str
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"'{self.tag}'" + (f" (version '{self.version}')" if self.version else "")
+
+
+class Acquired:
+    """One object of this process, and what keeps its mapping. All holders of a model share one of these."""
+
+    __slots__ = ("__weakref__", "hold", "info", "object", "state")
+
+    def __init__(self, obj: object, state: object, info: ModelInfo, hold: Hold | None) -> None:
+        self.object = obj
+        self.state = state
+        self.info = info
+        #: Keeps the mapping, and the linger after it; None for a private model.
+        self.hold = hold
+
+
+class Slot:
+    """One model in this process."""
+
+    def __init__(self, key: ModelKey) -> None:
+        self.key = key
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._acquired: weakref.ref[Acquired] | None = None
+        self._seen: tuple[weakref.ref[Any], object, ModelInfo, weakref.ref[Mapping] | None, float | None] | None = None
+
+    def current(self) -> Acquired | None:
+        """What a living holder has. Takes no lock."""
+        return self._acquired() if self._acquired is not None else None
+
+    def alive(self) -> Acquired | None:
+        """The same, or an object that only the user still has. Under the slot's lock."""
+        acquired = self.current()
+        if acquired is None and self._seen is not None:
+            seen, state, info, mapping_ref, linger = self._seen
+            obj = seen()
+            if obj is None:
+                self._seen = None
+                return None
+            mapping = mapping_ref() if mapping_ref is not None else None
+            acquired = Acquired(obj, state, info, mapping.hold(linger) if mapping is not None else None)
+            self._acquired = weakref.ref(acquired)
+        return acquired
+
+    def remember(self, acquired: Acquired, mapping: Mapping | None, linger: float | None) -> None:
+        self._acquired = weakref.ref(acquired)
+        self._seen = None
+        try:
+            seen = weakref.ref(acquired.object)
+        except TypeError:
+            return  # A dict, a list: found again only while somebody has it acquired.
+        mapping_ref = weakref.ref(mapping) if mapping is not None else None
+        self._seen = (seen, acquired.state, acquired.info, mapping_ref, linger)
+
+    def forget_threads(self) -> None:
+        """In a forked child: whoever held the lock does not exist here."""
+        self._lock = threading.Lock()
+        self._owner = None
+
+    @contextmanager
+    def entered(self, deadline: float | None) -> Iterator[None]:
+        """The slot's lock: one construction in this process, the other threads wait (Ctrl-C works in the main one)."""
+        me = threading.get_ident()
+        if self._owner == me:
+            message = f"the constructor of {self.key} asked for {self.key} itself"
+            raise RecursionInConstructorError(message)
+        began = time.monotonic()
+        left = -1.0 if deadline is None else max(0.0, deadline - began)
+        if not self._lock.acquire(timeout=left):
+            waited = time.monotonic() - began
+            message = f"waited {waited:.1f} s for {self.key}: another thread of this process loads it. Raise `timeout`"
+            raise ModelTimeoutError(message)
+        self._owner = me
+        try:
+            yield
+        finally:
+            self._owner = None
+            self._lock.release()
+
+
+_slots: dict[tuple[Place, ModelKey], Slot] = {}
+_mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
+_stores: dict[tuple[str, str], Any] = {}
+
+
+def slot(place: Place, key: ModelKey) -> Slot:
+    return _slots.get((place, key)) or _slots.setdefault((place, key), Slot(key))
+
+
+def core_store(place: Place) -> Any:
+    """The native store of a place, opened once in a process."""
+    where = (place.resolved(), place.namespace)
+    store = _stores.get(where)
+    if store is None:
+        from onecopy import _core
+
+        store = _stores.setdefault(where, _core.Store(*where))
+    return store
+
+
+def note(mapping: Mapping) -> None:
+    """A forked child takes a lease for every mapping that it inherits."""
+    _mappings.add(mapping)
+
+
+def acquire(
+    place: Place,
+    key: ModelKey,
+    constructor: Constructor,
+    *,
+    timeout: float | None = None,
+    linger: float | None = 0.0,
+    on_unshareable: OnUnshareable = "warn",
+    pickler: type | None = None,
+    state: Callable[[], object] | None = None,
+    without_sharing: Callable[[Constructor], object] | None = None,
+) -> Acquired:
+    """The model of this process: the one it has, else attached, else loaded here while the others wait.
+
+    `state` is called right after the constructor, and its result is pickled together with the object.
+    `without_sharing` is called where the model cannot be shared, with a function that returns it (the one that is
+    loaded already, or loads it now), and returns what this process shall use. In a loader it runs before the others
+    learn of it.
+
+    Raises what the constructor raises, ModelTimeoutError, LoaderKilledError, CorruptError, UntrustedError,
+    RecursionInConstructorError and, where `on_unshareable` is "raise", UnshareableError.
+    """
+    here = slot(place, key)
+    acquired = here.current()
+    if acquired is not None:
+        return acquired
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with here.entered(deadline):
+        acquired = here.alive()
+        if acquired is None:
+            from onecopy._acquire import Acquisition
+
+            attempt = Acquisition(place, key, constructor, deadline, linger, on_unshareable, pickler, state, without_sharing)
+            acquired, mapping = attempt.run()
+            here.remember(acquired, mapping, linger)
+    return acquired
+
+
+def _in_child() -> None:
+    """What belongs to the parent's threads and leases is forgotten; what was inherited gets leases of its own."""
+    _stores.clear()
+    for inherited in list(_slots.values()):
+        inherited.forget_threads()
+    for mapping in list(_mappings):
+        try:
+            mapping.adopt()
+        except Exception:  # noqa: BLE001 - a child without leases works; only a later acquire would load again
+            return
+
+
+def _at_exit() -> None:
+    for store in list(_stores.values()):
+        store.leave()
+
+
+os.register_at_fork(after_in_child=_in_child)
+atexit.register(_at_exit)

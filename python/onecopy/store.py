@@ -1,0 +1,169 @@
+"""`Store`: the verbs under the holder."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from onecopy import process
+from onecopy.errors import BadNameError, ModelNotFoundError
+from onecopy.info import ModelInfo, StoredModel
+from onecopy.process import Acquired, Constructor, ModelKey, Place
+
+
+BACKENDS = ("auto", "memfd", "posix")
+
+
+class Lease:
+    """One acquired model. `release()` lets go; a model that is still in use keeps working."""
+
+    __slots__ = ("_acquired", "_info")
+
+    def __init__(self, acquired: Acquired) -> None:
+        self._acquired: Acquired | None = acquired
+        self._info = acquired.info
+
+    @property
+    def object(self) -> Any:
+        """The model.
+
+        Raises ValueError after `release()`.
+        """
+        if self._acquired is None:
+            message = f"the lease of '{self._info.tag}' was released: acquire or attach again"
+            raise ValueError(message)
+        return self._acquired.object
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def release(self) -> None:
+        """Let go. A second release does nothing."""
+        self._acquired = None
+
+    def __enter__(self) -> Any:
+        return self.object
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Store:
+    """The models of one namespace of this user on this machine. Opening one costs nothing: no file is touched yet.
+
+    Args:
+        namespace: A set of tags; part of a file name: 1 to 64 of a-z A-Z 0-9 - _ .
+        directory: Where the registry lives, a tmpfs; `ONECOPY_DIR` or /dev/shm if None.
+        backend: "memfd" (anonymous, sealed), "posix" (named: survives without holders, reaches other PID namespaces
+            that share the directory), or "auto".
+    """
+
+    def __init__(
+        self, namespace: str = "default", *, directory: str | os.PathLike[str] | None = None, backend: str = "auto"
+    ) -> None:
+        if backend not in BACKENDS:
+            message = f"backend {backend!r}: one of {', '.join(BACKENDS)}"
+            raise BadNameError(message)
+        self.place = Place(namespace, os.fspath(directory) if directory is not None else None, backend)
+
+    def acquire(
+        self, tag: str, constructor: Constructor, *, version: str | None = None, timeout: float | None = None
+    ) -> Lease:
+        """The model under `tag`: the one of this process, else attached, else made by `constructor`, once on the machine."""
+        return Lease(process.acquire(self.place, ModelKey(tag, version), constructor, timeout=timeout))
+
+    def publish(
+        self, tag: str, obj: object, *, version: str | None = None, pin: bool = False, replace: bool = False
+    ) -> Lease:
+        """Share `obj` under `tag`. Its own torch tensors end up on the mapping too.
+
+        `pin`: it stays without leases until it is removed by hand. `replace`: supersede what is there; processes keep
+        the generation they have.
+
+        Raises ModelExistsError, UnshareableError, NoRoomError (with need and free in bytes).
+        """
+        from onecopy._verbs import publish
+
+        return Lease(publish(self.place, ModelKey(tag, version), obj, pin=pin, replace=replace))
+
+    def attach(self, tag: str, *, version: str | None = None, timeout: float | None = None) -> Lease:
+        """The model under `tag`, which another process published or is loading.
+
+        Raises ModelNotFoundError at once where nothing is there, ModelTimeoutError where its loader takes longer than
+        `timeout` seconds, UnshareableError where it is private, or cannot be rebuilt in this process.
+        """
+        from onecopy._verbs import attach
+
+        return Lease(attach(self.place, ModelKey(tag, version), timeout))
+
+    def list(self) -> list[StoredModel]:
+        """Every model of the namespace, those that load and those that were superseded and are still held too."""
+        return [_stored(row) for row in self._core().list()]
+
+    def show(self, tag: str) -> list[StoredModel]:
+        """What `list` says of one tag: a row for each version and generation.
+
+        Raises ModelNotFoundError.
+        """
+        rows = [row for row in self.list() if row.tag == tag]
+        if not rows:
+            self._nothing(tag)
+        return rows
+
+    def verify(self, tag: str, *, version: str | None = None) -> int:
+        """Check every buffer of a model against its checksum; the number of bytes that were checked.
+
+        Raises CorruptError, ModelNotFoundError.
+        """
+        from onecopy._verbs import verify
+
+        return verify(self.place, ModelKey(tag, version))
+
+    def remove(self, tag: str, *, version: str | None = None) -> int:
+        """Unname a tag at once (one version of it, if given); how many models that were.
+
+        The memory goes with the last lease; the next acquire loads.
+
+        Raises ModelNotFoundError.
+        """
+        removed: int = self._core().remove(tag, version)
+        if not removed:
+            self._nothing(tag)
+        return removed
+
+    def sweep(self, *, dry_run: bool = False) -> list[tuple[str, str, str]]:
+        """Remove what dead processes left; (kind, what, why) each. `dry_run` only says what would go."""
+        swept: list[tuple[str, str, str]] = self._core().sweep(dry_run)
+        return swept
+
+    def _core(self) -> Any:
+        return process.core_store(self.place)
+
+    def _nothing(self, tag: str) -> None:
+        message = f"no model '{tag}' in namespace '{self.place.namespace}' ({self._core().path}): `onecopy ls` shows what is there"
+        raise ModelNotFoundError(message)
+
+    def __repr__(self) -> str:
+        return f"Store({self.place.namespace!r}, directory={self.place.directory!r}, backend={self.place.backend!r})"
+
+
+def _stored(row: dict[str, Any]) -> StoredModel:
+    return StoredModel(
+        tag=row["tag"],
+        version=row["version"] or None,
+        state=row["state"],
+        generation=row["generation"],
+        unnamed=row["unnamed"],
+        pinned=row["pinned"],
+        backend=row["backend"],
+        shared_bytes=row["shared_bytes"],
+        constructor=row["constructor"],
+        loader=row["publisher"],
+        since=row["since"],
+        holders=tuple(row["holders"]),
+        reason=row["reason"],
+    )

@@ -1,0 +1,96 @@
+//! This process in a table: its row, and the lock that says it lives.
+
+use super::overlay::FileTable;
+use super::request::{Holding, LeaseId, ProcessId};
+use super::session::{LifeLocks, now};
+use super::table::{Oracle, Table};
+use super::transition::Transition;
+use super::file;
+use crate::layout::registry::rows::LIVE;
+use crate::layout::registry::{LIFE, Process, TableId};
+use crate::sys::directory::Directory;
+use crate::sys::lock::{self, FileId, Kept};
+use crate::sys::process;
+use crate::{Error, Result};
+
+/// At exit descriptors are closed from the top: above a model's descriptor the life lock is let go of first, and a
+/// holder that looks alive still has its descriptor open.
+const LIFE_DESCRIPTOR: i32 = 512;
+
+/// The file to enter, which is locked.
+pub struct Home<'h> {
+    pub directory: &'h Directory,
+    pub name: &'h str,
+    pub id: FileId,
+    pub uuid: [u8; 16],
+}
+
+#[derive(Debug)]
+pub struct Member {
+    /// Of the table that `me` is a row of.
+    table: [u8; 16],
+    pub me: ProcessId,
+    _life: Kept,
+}
+
+impl Member {
+    /// Still in this table: our row says so, and our life lock is held (a daemon may have closed it).
+    pub fn valid(&self, uuid: [u8; 16], table: &mut FileTable<'_>, oracle: &mut LifeLocks<'_>) -> Result<bool> {
+        if self.table != uuid || self.me.slot >= table.heads().processes {
+            return Ok(false);
+        }
+        let row: Process = table.get(self.me.slot)?;
+        Ok(row.state == LIVE && row.generation == self.me.generation && oracle.holds(self.me.slot)?)
+    }
+
+    /// Enters this process and what it holds, and sweeps. The caller commits; the leases are for those who hold.
+    pub fn join(
+        home: &Home<'_>,
+        holdings: &[Holding],
+        table: &mut FileTable<'_>,
+        oracle: &mut LifeLocks<'_>,
+    ) -> Result<(Self, Vec<([u8; 16], LeaseId)>)> {
+        let Home { directory, name, id, uuid } = *home;
+        let place = directory.shown(name);
+        let life = Kept::open(LIFE_DESCRIPTOR, || file::open(directory, name))
+            .map_err(|error| file::explain(directory, name, error))?;
+        let moved = || Error::os("open", &place, std::io::Error::other("it was replaced just now; try again"));
+        let fd = life.fd().filter(|_| life.id() == id).ok_or_else(moved)?;
+
+        let mut transition = Transition { table, oracle, now: now() };
+        let mut from = 0;
+        let mut swept = false;
+        let slot = loop {
+            match transition.free_slot(from)? {
+                Some(slot) => {
+                    // Held by somebody who is not in the table: it was written anew under him. He will come back.
+                    if lock::try_lock(fd, LIFE + u64::from(slot)).map_err(|error| Error::os("lock", &place, error))? {
+                        break slot;
+                    }
+                    from = slot + 1;
+                }
+                None if !swept => {
+                    transition.bury_dead()?;
+                    (swept, from) = (true, 0);
+                }
+                None => {
+                    let kind = TableId::Processes;
+                    return Err(Error::Full { place, table: kind.name(), capacity: kind.capacity() });
+                }
+            }
+        };
+        let me = transition.join(slot, &process::identity())?;
+        transition.oracle.know(slot, true);
+        // Before the sweep: where we come back, our old leases are a dead process's, and what they hold would go.
+        let mut leases = Vec::new();
+        for holding in holdings {
+            match transition.restore(me, holding) {
+                Ok(lease) => leases.push((holding.facts.uuid, lease)),
+                Err(Error::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        transition.sweep()?;
+        Ok((Self { table: uuid, me, _life: life }, leases))
+    }
+}

@@ -1,0 +1,303 @@
+//! Who holds what.
+//!
+//! `request` is what can be asked; `transition` answers, a pure function of (table, who is alive, request);
+//! `table` is what it works on; `file`, `overlay`, `commit` and `door` put it on a shared file so that a process may
+//! die at any instruction. `check` tells whether a table holds together.
+//!
+//! A transaction is: lock, look whether it is still the right file, finish what a dead committer began, work, commit,
+//! unlock, wake. It never runs its caller's caller's code: constructors and pickles stay outside.
+
+pub mod check;
+mod commit;
+mod door;
+mod file;
+mod io;
+mod member;
+mod overlay;
+pub mod request;
+mod session;
+pub mod table;
+pub mod transition;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, unlinkat};
+
+use crate::layout::registry::{NAMESPACE_MAX, PAGE, file_name, namespace_fits};
+use crate::sys::directory::Directory;
+use crate::sys::futex::FutexPage;
+use crate::sys::lock::{FileId, Kept};
+use crate::{Error, Result};
+
+use commit::{Aftermath, Names};
+use door::Door;
+use file::Head;
+use member::{Home, Member};
+use overlay::FileTable;
+use request::{Holding, LeaseId, ProcessId};
+use session::LifeLocks;
+use table::Table;
+
+pub use check::Census;
+pub use session::Session;
+pub use transition::{SweepReport, Swept};
+
+/// How often the file may be replaced under one transaction.
+const MOVES: u32 = 16;
+
+type Holdings = Box<dyn Fn() -> Vec<Holding> + Send + Sync>;
+type Restored = Box<dyn Fn([u8; 16], LeaseId) + Send + Sync>;
+
+/// The registry of a namespace, as this process uses it. After a fork the child opens one of its own.
+pub struct Registry {
+    directory: Arc<Directory>,
+    namespace: String,
+    name: String,
+    place: String,
+    uid: u32,
+    pid: u32,
+    holdings: Holdings,
+    restored: Restored,
+    door: Door,
+    /// Our own threads do not see each other's file lock; this one keeps them apart.
+    inner: Mutex<Inner>,
+    /// Apart from `inner`: a waiter must not wait for a transaction.
+    page: Mutex<Option<(FileId, Arc<FutexPage>)>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    lock: Option<Kept>,
+    member: Option<Member>,
+    /// Whom `tidy` looks at next. Not in the file: a transaction that changes nothing writes nothing.
+    cursor: u32,
+}
+
+impl Registry {
+    /// Opens nothing yet: the first transaction does.
+    ///
+    /// `holdings` says what this process holds, `restored` hears the new lease of each, when the process has to enter
+    /// a table that does not know it (the file was removed, its descriptors were closed). Both are called under the
+    /// registry's lock: they must not call the registry, nor wait for a lock that is held while it is called.
+    pub fn open(
+        directory: Arc<Directory>,
+        namespace: &str,
+        holdings: Box<dyn Fn() -> Vec<Holding> + Send + Sync>,
+        restored: Box<dyn Fn([u8; 16], LeaseId) + Send + Sync>,
+    ) -> Result<Self> {
+        if !namespace_fits(namespace) {
+            return Err(Error::BadName(format!(
+                "namespace '{namespace}': 1 to {NAMESPACE_MAX} letters, digits, '.', '_' and '-', not ending like a \
+                 segment's name ('-' and 32 hexadecimal digits)"
+            )));
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        let name = file_name(uid, namespace);
+        Ok(Self {
+            place: directory.shown(&name),
+            directory,
+            namespace: namespace.to_owned(),
+            name,
+            uid,
+            pid: std::process::id(),
+            holdings,
+            restored,
+            door: Door::default(),
+            inner: Mutex::new(Inner { cursor: std::process::id(), ..Inner::default() }),
+            page: Mutex::new(None),
+        })
+    }
+
+    /// Does `work` under the lock and commits what it changed. If it fails, nothing is.
+    ///
+    /// # Errors
+    /// Those of `work`; `Stuck`, `Corrupt`, `Untrusted`, `Full`, `NoRoom` and `Os` of the file.
+    pub fn transact<R>(&self, work: impl FnOnce(&mut Session<'_>) -> Result<R>) -> Result<R> {
+        let mut inner = self.enter()?;
+        let mut after = Aftermath::default();
+        let done = self.locked(&mut inner, |inner, file, id, mut head| {
+            let mut oracle = LifeLocks::new(file, &self.place);
+            let me = self.join(inner, file, id, &mut head, &mut oracle, &mut after)?;
+            let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
+            let answer = work(&mut session)?;
+            inner.cursor = session.tidy(inner.cursor)?;
+            self.commit(file, &mut head, session.table(), &mut after)?;
+            Ok(answer)
+        });
+        drop(inner);
+        self.finish(after);
+        done
+    }
+
+    /// Sleeps while the word has this value, at most `timeout`, often less.
+    pub fn wait(&self, word: u32, value: u32, timeout: Duration) {
+        let page = self.page.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match page {
+            Some((_, page)) => page.wait(word, value, timeout),
+            None => std::thread::sleep(timeout.min(Duration::from_millis(10))),
+        }
+    }
+
+    pub fn path(&self) -> String {
+        self.place.clone()
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Takes this process out of the table. Where that fails it is swept away once it is dead.
+    pub fn leave(&self) {
+        let Ok(mut inner) = self.enter() else { return };
+        if inner.member.is_none() {
+            return;
+        }
+        let mut after = Aftermath::default();
+        let _ = self.locked(&mut inner, |inner, file, _, mut head| {
+            let Some(member) = inner.member.take() else { return Ok(()) };
+            let mut table = FileTable::new(file, &self.place, head.heads);
+            let mut oracle = LifeLocks::new(file, &self.place);
+            if member.valid(head.uuid, &mut table, &mut oracle)? {
+                let mut session = Session::new(table, oracle, member.me);
+                session.leave()?;
+                self.commit(file, &mut head, session.table(), &mut after)?;
+            }
+            Ok(())
+        });
+        drop(inner);
+        self.finish(after);
+    }
+
+    /// Removes the registry's file if no other process lives in it and nothing is held or pinned. `true`: there is
+    /// none any more.
+    pub fn remove_file_if_unused(&self) -> Result<bool> {
+        if file::named(&self.directory, &self.name)?.is_none() {
+            return Ok(true);
+        }
+        let mut inner = self.enter()?;
+        let mut after = Aftermath::default();
+        let removed = self.locked(&mut inner, |inner, file, id, mut head| {
+            let mut oracle = LifeLocks::new(file, &self.place);
+            let me = self.join(inner, file, id, &mut head, &mut oracle, &mut after)?;
+            let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
+            session.sweep(false)?;
+            let census = session.check()?;
+            self.commit(file, &mut head, session.table(), &mut after)?;
+            if census.processes > 1 || census.segments > 0 {
+                return Ok(false);
+            }
+            unlinkat(&*self.directory, &self.name, AtFlags::empty())
+                .map_err(|errno| Error::os("unlink", &self.place, errno))?;
+            inner.member = None;
+            Ok(true)
+        });
+        if matches!(removed, Ok(true)) {
+            inner.lock = None;
+        }
+        drop(inner);
+        self.finish(after);
+        removed
+    }
+
+    /// The mutex. A stuck store and a forked child do not get as far as that: nobody may ever unlock it there.
+    fn enter(&self) -> Result<MutexGuard<'_, Inner>> {
+        if self.pid != std::process::id() {
+            let why = std::io::Error::other("opened before this process was forked; it needs one of its own");
+            return Err(Error::os("use", &self.place, why));
+        }
+        self.door.check(&self.place)?;
+        Ok(self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Under the lock of the file that has the name.
+    fn locked<R>(
+        &self,
+        inner: &mut Inner,
+        work: impl FnOnce(&mut Inner, BorrowedFd<'_>, FileId, Head) -> Result<R>,
+    ) -> Result<R> {
+        for _ in 0..MOVES {
+            let kept = match inner.lock.take().filter(|kept| kept.fd().is_some()) {
+                Some(kept) => kept,
+                None => Kept::open(0, || file::open(&self.directory, &self.name))
+                    .map_err(|error| file::explain(&self.directory, &self.name, error))?,
+            };
+            let Some(fd) = kept.fd() else { continue };
+            let done = match self.door.enter(fd, kept.id(), &self.directory, &self.name) {
+                Ok(Some(_locked)) => file::read_head(fd, &self.place).and_then(|head| {
+                    self.map_page(kept.id());
+                    work(inner, fd, kept.id(), head)
+                }),
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            inner.lock = Some(kept);
+            return done;
+        }
+        Err(Error::os("open", &self.place, std::io::Error::other("it is replaced again and again")))
+    }
+
+    /// Who we are in this table; entered first where it does not know us.
+    fn join(
+        &self,
+        inner: &mut Inner,
+        file: BorrowedFd<'_>,
+        id: FileId,
+        head: &mut Head,
+        oracle: &mut LifeLocks<'_>,
+        after: &mut Aftermath,
+    ) -> Result<ProcessId> {
+        let mut table = FileTable::new(file, &self.place, head.heads);
+        if let Some(member) = &inner.member
+            && member.valid(head.uuid, &mut table, oracle)?
+        {
+            return Ok(member.me);
+        }
+        inner.member = None;
+        let holdings = (self.holdings)();
+        let home = Home { directory: &self.directory, name: &self.name, id, uuid: head.uuid };
+        let (member, leases) = Member::join(&home, &holdings, &mut table, oracle)?;
+        self.commit(file, head, &mut table, after)?;
+        commit::trim(file);
+        let me = member.me;
+        inner.member = Some(member);
+        leases.into_iter().for_each(|(uuid, lease)| (self.restored)(uuid, lease));
+        Ok(me)
+    }
+
+    /// Without it waiters sleep a little instead: it is not worth failing for.
+    fn map_page(&self, id: FileId) {
+        let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        if page.as_ref().is_some_and(|(mapped, _)| *mapped == id) {
+            return;
+        }
+        // An `open` of its own: the mapping keeps its description, and would keep a lock taken through it.
+        *page = file::open(&self.directory, &self.name)
+            .ok()
+            .filter(|fd| FileId::of(fd.as_fd()).is_ok_and(|own| own == id))
+            .and_then(|fd| FutexPage::map(fd.as_fd(), PAGE).ok())
+            .map(|mapped| (id, Arc::new(mapped)));
+    }
+
+    fn commit(
+        &self,
+        file: BorrowedFd<'_>,
+        head: &mut Head,
+        table: &mut FileTable<'_>,
+        after: &mut Aftermath,
+    ) -> Result<()> {
+        let names = Names { directory: &self.directory, namespace: &self.namespace, uid: self.uid };
+        commit::commit(file, &self.place, &names, &mut head.counters, table, after)?;
+        head.heads = table.heads();
+        Ok(())
+    }
+
+    /// What may take its time, or would only make others run into the lock.
+    fn finish(&self, after: Aftermath) {
+        let page = self.page.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, page)) = page {
+            after.wake.iter().for_each(|&word| page.wake(word));
+        }
+    }
+}

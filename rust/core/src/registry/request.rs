@@ -1,0 +1,210 @@
+//! What may be asked of the registry, and what it answers. Plain data: the pure part sees nothing else.
+
+/// A process of the table: its slot, and the slot's generation (a slot is used again after its process died).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProcessId {
+    pub slot: u32,
+    pub generation: u64,
+}
+
+/// Who a process is, for other processes: where to find its descriptors, and what to print.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub pid: u32,
+    /// Inode of `/proc/self/ns/pid`: a pid means nothing in another PID namespace. 0: not known (no `/proc`).
+    pub pid_namespace: u64,
+    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot. 0: not known.
+    pub start_time: u64,
+    /// `comm`, at most 15 bytes.
+    pub name: String,
+}
+
+/// One model: what must be equal for two processes to share bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub tag: String,
+    /// The user's name for a content; empty where none was given.
+    pub version: String,
+    /// Format, Python minor version, torch and numpy versions, in words.
+    pub compatibility: String,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.version.is_empty() {
+            write!(out, "'{}'", self.tag)
+        } else {
+            write!(out, "'{}' (version '{}')", self.tag, self.version)
+        }
+    }
+}
+
+/// Name and code hash of a constructor, to warn when two share a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Constructor {
+    pub name: String,
+    pub code_hash: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    Memfd,
+    Posix,
+}
+
+/// What a segment is: enough to open it, and to know that it is the right one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SegmentFacts {
+    pub uuid: [u8; 16],
+    pub backend: Backend,
+    /// Length of the object in bytes.
+    pub bytes: u64,
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// Row number of an entry plus its episode: one attempt (with its one retry) to load a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    pub entry: u32,
+    pub episode: u64,
+    /// Counts the loaders of an entry; tells this loader from the one that took over.
+    pub attempt: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseId {
+    pub row: u32,
+    /// Of the process row that owns it.
+    pub owner: ProcessId,
+    /// Tells it from an earlier lease in the same row.
+    pub serial: u64,
+}
+
+/// A living process that says it has the segment open.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Holder {
+    pub lease: LeaseId,
+    pub identity: Identity,
+    /// Its descriptor of the memfd (-1 for posix).
+    pub fd: i32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AcquireRequest {
+    pub me: ProcessId,
+    pub key: Key,
+    pub constructor: Constructor,
+    /// CLOCK_REALTIME, nanoseconds.
+    pub now: u64,
+    /// `oom_kill` counter of the caller's memory cgroup (0: not known).
+    pub oom_kills: u64,
+    /// The episode in which the caller began to wait, if it waited.
+    pub waited: Option<u64>,
+    /// `attach` never loads: absent means NotFound.
+    pub may_load: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Acquired {
+    /// READY: open one of the holders' descriptors (or the posix name), then ask `take_lease`, in the same lock hold.
+    /// `holders` are those of the caller's PID namespace, living, newest first, at most 8 a time;
+    /// `foreign`: living holders in other PID namespaces exist.
+    Attach {
+        segment: u32,
+        facts: SegmentFacts,
+        generation: u64,
+        holders: Vec<Holder>,
+        foreign: bool,
+        /// The constructor that published it.
+        constructor: Constructor,
+    },
+    /// The caller loads. `retry`: somebody's constructor failed before.
+    Load { ticket: Ticket, retry: bool },
+    /// Another process loads: sleep on the futex word, then ask again with `waited`.
+    Wait { loader: Identity, since: u64, episode: u64, futex_word: u32, futex_value: u32 },
+    /// Known not to be shareable (the caller now counts among those who saw it).
+    Unshareable { reason: String },
+    /// The constructor failed twice in the episode the caller waited in: load by yourself.
+    GoPrivate { reason: String },
+    /// Two loaders in a row died while the cgroup's OOM counter moved.
+    OutOfMemory { deaths: u32, need: u64 },
+    NotFound,
+}
+
+/// How a loader ends without READY.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ended {
+    /// The constructor raised, or the object could not be rebuilt.
+    Failed { reason: String },
+    Unshareable { reason: String },
+    /// Nothing is wrong with the model; it just was not published (timeout, KeyboardInterrupt, no room here).
+    GaveUp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PublishRequest {
+    pub me: ProcessId,
+    pub key: Key,
+    pub constructor: Constructor,
+    pub now: u64,
+    /// The loader's ticket; None for the verb `publish`.
+    pub ticket: Option<Ticket>,
+    pub replace: bool,
+    pub pin: bool,
+    /// The segment row that `reserve` gave.
+    pub segment: u32,
+    /// Filled, sealed, and checked.
+    pub facts: SegmentFacts,
+    pub shared_bytes: u64,
+    pub fd: i32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Published {
+    Ready { generation: u64, lease: LeaseId },
+    /// The tag was replaced while the caller loaded: discard the segment and acquire again.
+    Superseded,
+    /// Not asked to replace: who has it.
+    Exists { holder: Option<Identity>, since: u64, loading: bool },
+}
+
+/// A row of `list`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Listed {
+    pub key: Key,
+    pub state: State,
+    pub generation: u64,
+    /// Superseded or removed, and still held.
+    pub unnamed: bool,
+    pub pinned: bool,
+    pub segment: Option<SegmentFacts>,
+    pub shared_bytes: u64,
+    pub constructor: Constructor,
+    pub publisher: Option<Identity>,
+    /// When it got its state, CLOCK_REALTIME nanoseconds.
+    pub since: u64,
+    pub holders: Vec<Holder>,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    Loading,
+    Ready,
+    Unshareable,
+    /// No segment; remembers failures or deaths.
+    Vacant,
+}
+
+/// What a process must take along into a registry that is new to it (the file was removed, or it forked).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Holding {
+    pub key: Key,
+    pub constructor: Constructor,
+    pub generation: u64,
+    pub pinned: bool,
+    pub facts: SegmentFacts,
+    pub shared_bytes: u64,
+    pub fd: i32,
+}

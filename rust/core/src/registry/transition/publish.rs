@@ -1,0 +1,138 @@
+//! publish: a filled segment gets the name.
+
+use super::super::request::{Backend, Identity, Key, PublishRequest, Published};
+use super::super::table::{Oracle, Table};
+use super::{Steps, Transition, entry, lease, segment};
+use crate::Result;
+use crate::layout::registry::rows::{LOADING, READY, SEALED, WITNESSES};
+use crate::layout::registry::text::Text;
+use crate::layout::registry::{Entry, NONE, Segment, TableId};
+
+impl<T: Table, O: Oracle> Transition<'_, T, O> {
+    pub fn publish(&mut self, request: &PublishRequest) -> Result<Published> {
+        self.now = request.now;
+        let me = request.me;
+        let Some(row) = self.filling(me, request.segment)? else {
+            return Err(self.refused(format_args!("segment {} was not reserved by this process", request.segment)));
+        };
+        let index = row.entry;
+        if self.entry(index)?.hash != entry::key_hash(&request.key)
+            || row.uuid != request.facts.uuid
+            || segment::backend(&row) != request.facts.backend
+        {
+            return Err(self.refused(format_args!("segment {} was reserved as another one", request.segment)));
+        }
+        if request.pin && request.facts.backend != Backend::Posix {
+            return Err(self.refused("only a named segment (backend posix) can be pinned"));
+        }
+        match request.ticket {
+            Some(ticket) if ticket.entry != index || !self.ticket_holds(me, ticket)? => {
+                return Ok(Published::Superseded);
+            }
+            Some(_) => {}
+            None => {
+                if let Some(taken) = self.taken(index, request)? {
+                    return Ok(taken);
+                }
+            }
+        }
+        self.unname(index)?;
+        let generation = self.entry(index)?.generation.wrapping_add(1);
+        self.table.edit(request.segment, |row: &mut Segment| {
+            row.state = SEALED;
+            row.bytes = request.facts.bytes;
+            row.device = request.facts.device;
+            row.inode = request.facts.inode;
+            row.shared_bytes = request.shared_bytes;
+            row.pinned = u32::from(request.pin);
+            row.since = request.now;
+            row.generation = generation;
+            row.constructor = Text::new(&request.constructor.name);
+            row.code_hash = request.constructor.code_hash;
+        })?;
+        self.name(index, request.segment, generation)?;
+        let lease = self.add_lease(me, request.segment, request.fd)?;
+        Ok(Published::Ready { generation, lease })
+    }
+
+    /// READY, with everything that went wrong before forgotten.
+    pub(super) fn name(&mut self, index: u32, segment: u32, generation: u64) -> Result<()> {
+        self.forget(index)?;
+        let now = self.now;
+        self.table.edit(index, |entry: &mut Entry| {
+            entry.state = READY;
+            entry.current = segment;
+            entry.generation = generation;
+            entry.since = now;
+            entry::set_loader(entry, None);
+        })?;
+        self.wake(index)
+    }
+
+    /// Who has the name that was asked for without `replace`. What the dead left is cleared away.
+    fn taken(&mut self, index: u32, request: &PublishRequest) -> Result<Option<Published>> {
+        let found = self.entry(index)?;
+        match self.owner_of(index)? {
+            Some(owner) if !request.replace => {
+                Ok(Some(Published::Exists { holder: owner.who, since: found.since, loading: found.state == LOADING }))
+            }
+            Some(_) => Ok(None),
+            None => {
+                if found.state == LOADING {
+                    self.free_filling(index, Some(entry::loader(&found)))?;
+                }
+                self.refresh(index)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Who has the key, in words for a person.
+    pub fn holder_of(&mut self, key: &Key) -> Result<Option<String>> {
+        let Some(index) = self.find(key)? else { return Ok(None) };
+        let Some(owner) = self.owner_of(index)? else { return Ok(None) };
+        let does = if self.entry(index)?.state == LOADING { "is loading it" } else { "has it" };
+        Ok(Some(match owner.who {
+            Some(who) => format!("process {} ({}) {does}", who.pid, who.name),
+            None => "it is pinned".to_owned(),
+        }))
+    }
+
+    /// `None`: the key is free, or known not to be shareable (somebody may have found a way after all).
+    fn owner_of(&mut self, index: u32) -> Result<Option<Owner>> {
+        let found = self.entry(index)?;
+        if found.state == LOADING {
+            let loader = self.identity(entry::loader(&found))?;
+            return Ok(loader.map(|loader| Owner { who: Some(loader) }));
+        }
+        let Some((current, row)) = self.current(index)? else { return Ok(None) };
+        if row.state == WITNESSES {
+            return Ok(None);
+        }
+        let holder = self.any_holder(current)?;
+        if holder.is_none() && row.pinned == 0 {
+            return Ok(None);
+        }
+        let publisher = self.identity(segment::owner(&row))?;
+        Ok(Some(Owner { who: publisher.or(holder) }))
+    }
+
+    fn any_holder(&mut self, current: u32) -> Result<Option<Identity>> {
+        let mut at = self.segment(current)?.leases;
+        let mut steps = Steps::over(self.table, TableId::Leases);
+        while at != NONE {
+            steps.next(self.table, "leases of a segment")?;
+            let row = self.lease_of(at, current)?;
+            if let Some(holder) = self.identity(lease::owner(&row))? {
+                return Ok(Some(holder));
+            }
+            at = row.next;
+        }
+        Ok(None)
+    }
+}
+
+/// Who has a key; nobody living where it is pinned.
+struct Owner {
+    who: Option<Identity>,
+}

@@ -1,0 +1,170 @@
+//! What belongs to this process, and not to the one that forked it: its stores and its housekeeping thread.
+//!
+//! The thread unmaps, closes, leaves the table, times the linger and collapses: whatever takes long (freeing 3 GiB takes
+//! 0.4 s) or needs a lock. It is started on first need, and again after a fork. What others give it goes through a
+//! lock-free queue.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+use crossbeam_queue::SegQueue;
+
+use super::publish::Publishing;
+use super::Store;
+use super::view::{Place, Retired, View};
+use crate::registry::request::{Ended, Ticket};
+use crate::sys::fork;
+
+#[derive(Debug)]
+pub struct Process {
+    forks: u64,
+    stores: Mutex<HashMap<Place, Arc<Store>>>,
+    queue: SegQueue<Task>,
+    starting: AtomicBool,
+    thread: OnceLock<Thread>,
+    child: OnceLock<Box<Process>>,
+}
+
+#[derive(Debug)]
+enum Task {
+    Unmap(Retired),
+    /// Keep the view until then; None: for the rest of the process.
+    Linger(Arc<View>, Option<Instant>),
+    /// One step of making its pages huge, from this offset on.
+    Collapse(Arc<Store>, [u8; 16], usize),
+    /// Lingering views of this segment end now: a newer one took its place.
+    EndLinger([u8; 16]),
+    /// A publication that was let go of unfinished.
+    Abandon(Box<Publishing>),
+    /// A loader that was let go of; if its entry knows the end already, this says nothing new.
+    GiveUp(Arc<Store>, Ticket),
+}
+
+static FIRST: OnceLock<Process> = OnceLock::new();
+
+/// This process's own state. After a fork the child gets a new one; the parent's, whose locks may be held for ever by
+/// threads that do not exist here, is left alone.
+pub fn current() -> &'static Process {
+    let forks = fork::generation();
+    let mut process = FIRST.get_or_init(|| Process::new(forks));
+    while process.forks != forks {
+        process = process.child.get_or_init(|| Box::new(Process::new(forks)));
+    }
+    process
+}
+
+impl Process {
+    fn new(forks: u64) -> Self {
+        Self {
+            forks,
+            stores: Mutex::default(),
+            queue: SegQueue::new(),
+            starting: AtomicBool::new(false),
+            thread: OnceLock::new(),
+            child: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn stores(&self) -> MutexGuard<'_, HashMap<Place, Arc<Store>>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lock-free, called from finalizers.
+    pub(super) fn retire(&self, retired: Retired) {
+        self.push(Task::Unmap(retired));
+    }
+
+    /// Lock-free, called from finalizers.
+    pub fn linger(&self, view: Arc<View>, until: Option<Instant>) {
+        self.push(Task::Linger(view, until));
+    }
+
+    /// Lingering views of this segment end now.
+    pub fn end_linger(&self, uuid: [u8; 16]) {
+        self.push(Task::EndLinger(uuid));
+    }
+
+    /// Lock-free, called from finalizers.
+    pub fn abandon(&self, publishing: Publishing) {
+        self.push(Task::Abandon(Box::new(publishing)));
+    }
+
+    /// Lock-free, called from finalizers.
+    pub fn give_up(&self, store: Arc<Store>, ticket: Ticket) {
+        self.push(Task::GiveUp(store, ticket));
+    }
+
+    pub(super) fn collapse(&self, store: Arc<Store>, uuid: [u8; 16]) {
+        self.push(Task::Collapse(store, uuid, 0));
+    }
+
+    fn push(&self, task: Task) {
+        self.queue.push(task);
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Starts the housekeeping thread, once. Called wherever a view is made, never from a finalizer.
+    pub(super) fn keep_house(&'static self) {
+        if self.starting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        match thread::Builder::new().name("onecopy".into()).spawn(move || self.housekeeping()) {
+            Ok(handle) => {
+                let _ = self.thread.set(handle.thread().clone());
+                handle.thread().unpark();
+            }
+            // Without a thread memory is kept until the process ends: worse, not wrong. The next view tries again.
+            Err(_) => self.starting.store(false, Ordering::Release),
+        }
+    }
+
+    fn housekeeping(&self) {
+        let mut lingering: Vec<(Arc<View>, Option<Instant>)> = Vec::new();
+        loop {
+            while let Some(task) = self.queue.pop() {
+                match task {
+                    Task::Unmap(retired) => self.unmap(retired),
+                    Task::Linger(view, until) => lingering.push((view, until)),
+                    Task::EndLinger(uuid) => lingering.retain(|(view, _)| view.uuid() != uuid),
+                    Task::Abandon(publishing) => drop(publishing),
+                    Task::GiveUp(store, ticket) => {
+                        // Where the registry is stuck the waiters lose patience, or see us die.
+                        let _ = store.end_loading(ticket, Ended::GaveUp);
+                    }
+                    Task::Collapse(store, uuid, from) => {
+                        if let Some(next) = store.collapse_step(uuid, from) {
+                            // Behind whatever came meanwhile.
+                            self.queue.push(Task::Collapse(store, uuid, next));
+                        }
+                    }
+                }
+            }
+            let now = Instant::now();
+            lingering.retain(|(_, until)| until.is_none_or(|until| until > now));
+            if !self.queue.is_empty() {
+                continue;
+            }
+            match lingering.iter().filter_map(|(_, until)| *until).min() {
+                Some(next) => thread::park_timeout(next.saturating_duration_since(now)),
+                None => thread::park(),
+            }
+        }
+    }
+
+    fn unmap(&self, retired: Retired) {
+        let Retired { mapping, uuid, place, counted } = retired;
+        drop(mapping);
+        if !counted {
+            return;
+        }
+        let store = self.stores().get(&*place).cloned();
+        if let Some(store) = store {
+            store.view_gone(uuid);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Publishing: announce > fill > seal > look at it > publish.
+
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Weak};
+
+use rustix::io::Errno;
+
+use super::held::Held;
+use super::process;
+use super::{Ask, Attached, Store, check_key, now};
+use crate::registry::request::{Backend, Ended, Published, PublishRequest, SegmentFacts, Ticket};
+use crate::segment::writer::{Filling, Outline, Sealed};
+use crate::store::View;
+use crate::sys::memory::Victim;
+use crate::sys::room;
+use crate::{Error, Result};
+
+/// Where room is tighter than this beyond the need, the filler offers itself to the OOM killer.
+const TIGHT: u64 = 512 << 20;
+
+/// What is to be published, and how.
+#[derive(Clone, Debug)]
+pub struct Announced {
+    pub skeleton: Vec<u8>,
+    /// (offset from the start of the data area, bytes), in order.
+    pub buffers: Vec<(u64, u64)>,
+    pub data_bytes: u64,
+    /// Most that is written and not yet freed at any moment of the fill, in bytes.
+    pub excess: u64,
+    /// None: memfd, posix for pinned models and where other PID namespaces share the directory, and the other one for
+    /// lack of room.
+    pub backend: Option<Backend>,
+    pub pin: bool,
+    pub replace: bool,
+    /// The loader's ticket; None for the verb `publish`.
+    pub ticket: Option<Ticket>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub enum Outcome {
+    Ready { generation: u64 },
+    /// The tag was replaced while we loaded: attach to what is there now.
+    Superseded,
+}
+
+/// A segment on its way. Dropped before `publish`, its row and its name go; views of it stay usable.
+#[derive(Debug)]
+pub struct Publishing {
+    store: Arc<Store>,
+    ask: Ask,
+    announced: Announced,
+    backend: Backend,
+    row: u32,
+    uuid: [u8; 16],
+    stage: Stage,
+    victim: Option<Victim>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Filling(Filling),
+    Sealed(SegmentFacts),
+    Over,
+}
+
+impl Store {
+    /// Looks whether the model fits, takes the room, and enters the segment's name into the table before it exists.
+    pub fn announce(self: &Arc<Self>, ask: &Ask, announced: Announced) -> Result<Publishing> {
+        check_key(&ask.key)?;
+        if announced.ticket.is_none() && !announced.replace {
+            self.refuse_if_taken(ask)?;
+        }
+        let outline = Outline::new(announced.skeleton.len() as u64, &announced.buffers, announced.data_bytes)?;
+        let mut failed = None;
+        for backend in self.backends(&announced)? {
+            match self.reserve(ask, &announced, outline.clone(), backend) {
+                Ok(publishing) => return Ok(publishing),
+                // For lack of room the other backend is tried: the first one's figures are the ones to tell.
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::os("announce", "segment", Errno::INVAL)))
+    }
+
+    fn refuse_if_taken(&self, ask: &Ask) -> Result<()> {
+        let taken = self.registry.transact(|session| session.holder_of(&ask.key))?;
+        match taken {
+            Some(holder) => Err(self.exists(ask, &holder)),
+            None => Ok(()),
+        }
+    }
+
+    fn exists(&self, ask: &Ask, holder: &str) -> Error {
+        Error::Exists {
+            key: ask.key.to_string(),
+            namespace: self.place.namespace.clone(),
+            holder: holder.to_owned(),
+        }
+    }
+
+    fn backends(&self, announced: &Announced) -> Result<Vec<Backend>> {
+        Ok(match announced.backend {
+            // A pinned model outlives its holders: no memfd does.
+            Some(Backend::Memfd) if announced.pin => {
+                return Err(Error::BadName("pin=True needs a name to live on: backend \"posix\" or \"auto\", not \"memfd\"".into()));
+            }
+            Some(backend) => vec![backend],
+            None if announced.pin => vec![Backend::Posix],
+            None if self.others_in_sight()? => vec![Backend::Posix, Backend::Memfd],
+            None => vec![Backend::Memfd, Backend::Posix],
+        })
+    }
+
+    /// Living processes of other PID namespaces use this registry.
+    fn others_in_sight(&self) -> Result<bool> {
+        let living = self.registry.transact(|session| session.living())?;
+        let own = crate::sys::process::identity().pid_namespace;
+        Ok(living.iter().any(|other| other.pid_namespace != own))
+    }
+
+    fn reserve(self: &Arc<Self>, ask: &Ask, announced: &Announced, outline: Outline, backend: Backend) -> Result<Publishing> {
+        let bytes = outline.total_bytes();
+        let victim = self.check_room(announced, backend, bytes)?;
+        let uuid = outline.uuid;
+        let row = self.registry.transact(|session| session.reserve(&ask.key, uuid, backend, bytes))?;
+        let name = self.segment_name(&uuid);
+        let reserved = outline.reserve(backend, &self.directory, &name, &announced.skeleton);
+        let filling = match reserved {
+            Ok(filling) => filling,
+            Err(error) => {
+                self.discard(row);
+                return Err(self.no_room(error, backend, bytes));
+            }
+        };
+        let fd = filling.fd().try_clone().map_err(|error| Error::os("dup", &name, error))?;
+        let held = Held {
+            fd: Arc::new(fd),
+            id: filling.id(),
+            key: ask.key.clone(),
+            constructor: ask.constructor.clone(),
+            generation: 0,
+            pinned: announced.pin,
+            shared_bytes: announced.data_bytes,
+            published: None,
+            // Ours, until `Publishing` is dropped: the descriptor must not go with the first view.
+            views: 1,
+            view: Weak::new(),
+        };
+        self.holdings.lock().insert(uuid, held);
+        Ok(Publishing {
+            store: self.clone(),
+            ask: ask.clone(),
+            announced: announced.clone(),
+            backend,
+            row,
+            uuid,
+            stage: Stage::Filling(filling),
+            victim,
+        })
+    }
+
+    /// What does not fit is refused here, with figures: inside a memory cgroup the kernel would kill instead of failing.
+    fn check_room(&self, announced: &Announced, backend: Backend, bytes: u64) -> Result<Option<Victim>> {
+        let place = match backend {
+            Backend::Memfd => "memory (memfd)".to_owned(),
+            Backend::Posix => self.directory.path().display().to_string(),
+        };
+        let remedy = "Free memory, raise the limit, or use a smaller model";
+        if let Some(limit) = room::file_size_limit()
+            && bytes > limit
+        {
+            return Err(Error::NoRoom { need: bytes, free: limit, place, limit: "RLIMIT_FSIZE".into(), remedy });
+        }
+        let file_system = room::file_system(&self.directory);
+        if backend == Backend::Posix && bytes > file_system.free {
+            return Err(Error::NoRoom { need: bytes, free: file_system.free, place, limit: file_system.limit, remedy });
+        }
+        let memory = room::memory();
+        let need = announced.excess + announced.skeleton.len() as u64;
+        if need > memory.free {
+            return Err(Error::NoRoom { need, free: memory.free, place, limit: memory.limit, remedy });
+        }
+        Ok(if memory.cgroup && memory.free - need < TIGHT { Victim::offer() } else { None })
+    }
+
+    fn no_room(&self, error: Error, backend: Backend, need: u64) -> Error {
+        let full = matches!(&error, Error::Os { source, .. } if matches!(
+            source.raw_os_error(),
+            Some(libc::ENOSPC | libc::ENOMEM | libc::EFBIG | libc::EDQUOT)
+        ));
+        if !full {
+            return error;
+        }
+        let room = if backend == Backend::Posix { room::file_system(&self.directory) } else { room::memory() };
+        Error::NoRoom {
+            need,
+            free: room.free,
+            place: self.directory.path().display().to_string(),
+            limit: format!("{}; {error}", room.limit),
+            remedy: "Free memory, raise the limit, or use a smaller model",
+        }
+    }
+
+    fn discard(&self, row: u32) {
+        // Where the registry is stuck the row stays FILLING until we are dead, and is swept then.
+        let _ = self.registry.transact(|session| session.discard(row));
+    }
+}
+
+impl Publishing {
+    /// Copies the next buffer; its offset from the start of the object.
+    pub fn fill(&mut self, source: &[u8]) -> Result<u64> {
+        let need = self.announced.data_bytes;
+        match &mut self.stage {
+            Stage::Filling(filling) => {
+                filling.fill(source).map_err(|error| self.store.no_room(error, self.backend, need))
+            }
+            _ => Err(Error::Unshareable("the segment is sealed".into())),
+        }
+    }
+
+    pub fn data_offset(&self) -> u64 {
+        match &self.stage {
+            Stage::Filling(filling) => filling.data_offset(),
+            _ => 0,
+        }
+    }
+
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// A view of the segment as it is: what was filled can be read through it already.
+    pub fn view(&self) -> Result<Arc<View>> {
+        let (fd, bytes) = {
+            let mut holdings = self.store.holdings.lock();
+            let held = holdings.get_mut(&self.uuid).ok_or_else(|| Error::os("view", "segment", Errno::BADF))?;
+            held.views += 1;
+            (held.fd.clone(), held.id.bytes)
+        };
+        self.store.map_counted(&fd, self.uuid, bytes)
+    }
+
+    /// No write from here on.
+    pub fn seal(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Filling(filling) => {
+                let Sealed { facts, .. } = filling.seal()?;
+                self.stage = Stage::Sealed(facts);
+                Ok(())
+            }
+            other => {
+                self.stage = other;
+                Ok(())
+            }
+        }
+    }
+
+    /// The sealed segment as an attacher would see it, over a fresh mapping: what cannot be rebuilt is not published.
+    pub fn inspect(&self) -> Result<Attached> {
+        let Stage::Sealed(facts) = self.stage else {
+            return Err(Error::Unshareable("the segment is not sealed".into()));
+        };
+        let view = self.view()?;
+        let fd = self.store.holdings.lock().get(&self.uuid).map(|held| held.fd.clone());
+        let fd = fd.ok_or_else(|| Error::os("inspect", "segment", Errno::BADF))?;
+        let contents = crate::segment::reader::read(&fd, &facts, &self.store.shown(&facts))?;
+        if let Some(held) = self.store.holdings.lock().get_mut(&self.uuid) {
+            held.view = Arc::downgrade(&view);
+        }
+        Ok(Attached {
+            view,
+            skeleton: contents.skeleton,
+            data_offset: contents.data_offset,
+            generation: 0,
+            shared_bytes: facts.bytes - contents.data_offset,
+            facts,
+            constructor: self.ask.constructor.clone(),
+        })
+    }
+
+    /// READY: from here on others attach, and this process holds a lease.
+    pub fn publish(&mut self) -> Result<Outcome> {
+        let Stage::Sealed(facts) = self.stage else {
+            return Err(Error::Unshareable("the segment is not sealed".into()));
+        };
+        let fd = self.store.holdings.lock().get(&self.uuid).map(|held| held.fd.as_raw_fd());
+        let fd = fd.ok_or_else(|| Error::os("publish", "segment", Errno::BADF))?;
+        let published = self.store.registry.transact(|session| {
+            let request = PublishRequest {
+                me: session.me(),
+                key: self.ask.key.clone(),
+                constructor: self.ask.constructor.clone(),
+                now: now(),
+                ticket: self.announced.ticket,
+                replace: self.announced.replace,
+                pin: self.announced.pin,
+                segment: self.row,
+                facts,
+                shared_bytes: self.announced.data_bytes,
+                fd,
+            };
+            session.publish(&request)
+        })?;
+        match published {
+            Published::Ready { generation, lease } => {
+                self.stage = Stage::Over;
+                if let Some(held) = self.store.holdings.lock().get_mut(&self.uuid) {
+                    held.published = Some((facts, lease));
+                    held.generation = generation;
+                    if let Some(view) = held.view.upgrade() {
+                        view.inherits(held.inherited(facts));
+                    }
+                }
+                process::current().collapse(self.store.clone(), self.uuid);
+                Ok(Outcome::Ready { generation })
+            }
+            Published::Superseded => Ok(Outcome::Superseded),
+            Published::Exists { holder, loading, .. } => {
+                let who = holder.map_or("nobody living".into(), |who| format!("process {} ({})", who.pid, who.name));
+                Err(self.store.exists(&self.ask, &if loading { format!("{who} is loading it") } else { format!("{who} has it") }))
+            }
+        }
+    }
+
+    /// Ends without READY; the entry learns why, if it is ours.
+    pub fn abandon(&mut self, ended: Ended) -> Result<()> {
+        self.stage = Stage::Over;
+        let row = self.row;
+        match self.announced.ticket {
+            Some(ticket) => self.store.registry.transact(|session| session.end_loading(ticket, ended, Some(row))),
+            None => self.store.registry.transact(|session| session.discard(row)),
+        }
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        if !matches!(self.stage, Stage::Over) {
+            self.store.discard(self.row);
+        }
+        drop(self.victim.take());
+        self.store.view_gone(self.uuid);
+    }
+}

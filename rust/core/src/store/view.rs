@@ -1,0 +1,101 @@
+//! A mapping of a segment that somebody uses: the owner at the end of every array's base chain.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use super::process;
+use crate::registry::request::{Constructor, Key, SegmentFacts};
+use crate::sys::fork;
+use crate::sys::mapping::Mapping;
+
+/// Where a store lives: its directory and namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub directory: std::path::PathBuf,
+    pub namespace: String,
+}
+
+/// Dropped anywhere, by garbage collection inside our own call or by a C++ thread: it takes no lock and waits for
+/// nothing, the housekeeping thread unmaps and gives the lease back.
+#[derive(Debug)]
+pub struct View {
+    mapping: Option<Mapping>,
+    uuid: [u8; 16],
+    place: Arc<Place>,
+    /// Set once the segment is known to be published.
+    inherited: OnceLock<Inherited>,
+    /// The fork generation of the process that counts this view.
+    counted_in: AtomicU64,
+}
+
+/// What a forked child must know to take a lease of its own. Read there without a lock: the parent's may be held for ever.
+#[derive(Clone, Debug)]
+pub struct Inherited {
+    pub facts: SegmentFacts,
+    pub fd: i32,
+    pub key: Key,
+    pub constructor: Constructor,
+    pub generation: u64,
+    pub shared_bytes: u64,
+}
+
+/// What is left of a dropped view, on its way to the housekeeping thread.
+#[derive(Debug)]
+pub struct Retired {
+    pub mapping: Mapping,
+    pub uuid: [u8; 16],
+    pub place: Arc<Place>,
+    /// False for a view that a forked child inherited and did not adopt.
+    pub counted: bool,
+}
+
+impl View {
+    pub(super) fn new(mapping: Mapping, uuid: [u8; 16], place: Arc<Place>) -> Self {
+        Self { mapping: Some(mapping), uuid, place, inherited: OnceLock::new(), counted_in: AtomicU64::new(fork::generation()) }
+    }
+
+    pub fn uuid(&self) -> [u8; 16] {
+        self.uuid
+    }
+
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(super) fn count_here(&self) {
+        self.counted_in.store(fork::generation(), Ordering::Relaxed);
+    }
+
+    pub(super) fn counted_here(&self) -> bool {
+        self.counted_in.load(Ordering::Relaxed) == fork::generation()
+    }
+
+    pub(super) fn inherits(&self, what: Inherited) {
+        let _ = self.inherited.set(what);
+    }
+
+    pub(super) fn inherited(&self) -> Option<&Inherited> {
+        self.inherited.get()
+    }
+
+    /// Start of the mapping, and the bytes of the object.
+    pub fn span(&self) -> (usize, usize) {
+        self.mapping.as_ref().map_or((0, 0), |mapping| (mapping.address(), mapping.bytes()))
+    }
+
+    /// Maps the object's pages ahead of use, until it is done or nobody else has the view any more.
+    pub fn prefault(self: Arc<Self>) {
+        if let Some(mapping) = &self.mapping {
+            mapping.prefault(|| Arc::strong_count(&self) > 1);
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Some(mapping) = self.mapping.take() {
+            let (uuid, place, counted) = (self.uuid, self.place.clone(), self.counted_here());
+            process::current().retire(Retired { mapping, uuid, place, counted });
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What the kernel offers, one thing per file. The only room of the core with `unsafe`.
+
+pub mod directory;
+pub mod fork;
+pub mod futex;
+pub mod lock;
+pub mod mapping;
+pub mod memory;
+pub mod object;
+pub mod process;
+pub mod room;

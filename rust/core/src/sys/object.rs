@@ -1,0 +1,226 @@
+//! The memory object of a segment: an anonymous memfd, or a named file in the registry's directory.
+//!
+//! A memfd is reopened through `/proc/<pid>/fd/<n>` of any living holder (proc(5)). Descriptor numbers and pids are
+//! reused, so what is found there is believed only after device, inode, owner, length and seals agree.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{self, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
+
+use super::directory::Directory;
+use crate::{Error, Result};
+
+/// The seals of a published memfd: nobody, its publisher included, writes, grows or shrinks it again (F_ADD_SEALS, fcntl(2)).
+const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// Which object a descriptor refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectId {
+    pub device: u64,
+    pub inode: u64,
+    pub bytes: u64,
+}
+
+/// Why an object could not be opened through a holder or a name.
+#[derive(Debug)]
+pub enum Missing {
+    /// The holder's descriptor is closed, or is something else by now; or the name leads nowhere.
+    Gone,
+    /// `/proc/<pid>` itself is gone: the process is dying, or hidden from us.
+    NoProcess,
+    /// The kernel forbids it (other gid, not dumpable, user namespace, fewer capabilities: proc(5), ptrace(2)).
+    Refused(Errno),
+}
+
+pub fn create_memfd(name: &str, bytes: u64) -> Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // NOEXEC_SEAL: Linux 6.3; before it the kernel says EINVAL.
+    let fd = match fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => fs::memfd_create(name, flags),
+        other => other,
+    }
+    .map_err(|errno| Error::os("memfd_create", name, errno))?;
+    fs::ftruncate(&fd, bytes).map_err(|errno| Error::os("ftruncate", name, errno))?;
+    Ok(fd)
+}
+
+/// A named object with all its room taken: `fallocate` fails as a whole and gives everything back (no SIGBUS later).
+pub fn create_named(directory: &Directory, name: &str, bytes: u64) -> Result<OwnedFd> {
+    let shown = directory.shown(name);
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| Error::os("open", &shown, errno))?;
+    let taken = loop {
+        match fs::fallocate(&fd, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::INTR) => {}
+            other => break other,
+        }
+    };
+    taken.map_err(|errno| {
+        // The name is ours (O_EXCL): nothing else can be lost by removing it.
+        let _ = fs::unlinkat(directory, name, fs::AtFlags::empty());
+        Error::os("fallocate", &shown, errno)
+    })?;
+    Ok(fd)
+}
+
+/// No more writes: seals for a memfd, mode 0400 for a named file (which its owner can change back: SECURITY.md).
+pub fn seal(fd: &OwnedFd, memfd: bool) -> Result<()> {
+    if memfd {
+        fs::fcntl_add_seals(fd, SEALS).map_err(|errno| Error::os("fcntl(F_ADD_SEALS)", "memfd", errno))
+    } else {
+        fs::fchmod(fd, Mode::RUSR).map_err(|errno| Error::os("fchmod", "segment", errno))
+    }
+}
+
+pub fn identify(fd: impl AsFd) -> Result<ObjectId> {
+    let stat = fs::fstat(fd).map_err(|errno| Error::os("fstat", "segment", errno))?;
+    Ok(ObjectId { device: stat.st_dev, inode: stat.st_ino, bytes: stat.st_size as u64 })
+}
+
+/// Opens what `pid` has under `fd`, if it is the sealed memfd that `expected` names.
+pub fn open_through_holder(pid: u32, fd: i32, expected: ObjectId) -> Result<OwnedFd, Missing> {
+    let path = format!("/proc/{pid}/fd/{fd}");
+    // O_PATH first: opening a FIFO or a terminal that got the number meanwhile could block, or have effects.
+    let link = fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOENT if !process_visible(pid) => Missing::NoProcess,
+        Errno::NOENT | Errno::SRCH => Missing::Gone,
+        other => Missing::Refused(other),
+    })?;
+    check(&link, expected)?;
+    let own = format!("/proc/self/fd/{}", link.as_raw_fd());
+    let opened = fs::open(&own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(Missing::Refused)?;
+    check(&opened, expected)?;
+    match fs::fcntl_get_seals(&opened) {
+        Ok(seals) if seals.contains(SEALS) => Ok(opened),
+        _ => Err(Missing::Gone),
+    }
+}
+
+pub fn open_named(directory: &Directory, name: &str, expected: ObjectId) -> Result<OwnedFd, Missing> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = fs::openat(directory, name, flags, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOENT | Errno::LOOP => Missing::Gone,
+        other => Missing::Refused(other),
+    })?;
+    check(&fd, expected)?;
+    Ok(fd)
+}
+
+/// A new description of an object that this process has open under `fd` (its own descriptor, or one inherited by fork).
+pub fn open_own(fd: i32, expected: ObjectId) -> Result<OwnedFd, Missing> {
+    let opened = fs::open(format!("/proc/self/fd/{fd}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|_| Missing::Gone)?;
+    check(&opened, expected)?;
+    Ok(opened)
+}
+
+/// Takes over a descriptor that this process inherited by fork, if the number still leads to `expected`.
+pub fn take_inherited(fd: i32, expected: ObjectId) -> Option<OwnedFd> {
+    // SAFETY: the caller is a forked child, in which the parent's owner of this number was forgotten without closing it,
+    // so nobody else here owns the number; that it is open and leads to the object is checked before it is returned, and
+    // where it does not, the number is let go without closing.
+    #[allow(unsafe_code)]
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    if check(&owned, expected).is_ok() {
+        Some(owned)
+    } else {
+        std::mem::forget(owned);
+        None
+    }
+}
+
+/// Closes a descriptor only if its number still leads to the object that we opened (daemons close everything).
+pub fn close_if_ours(fd: OwnedFd, expected: ObjectId) {
+    if check(&fd, expected).is_err() {
+        std::mem::forget(fd);
+    }
+}
+
+pub fn still_ours(fd: &OwnedFd, expected: ObjectId) -> bool {
+    check(fd, expected).is_ok()
+}
+
+fn check(fd: &OwnedFd, expected: ObjectId) -> Result<(), Missing> {
+    let stat = fs::fstat(fd).map_err(|_| Missing::Gone)?;
+    let same = stat.st_dev == expected.device && stat.st_ino == expected.inode && stat.st_size as u64 == expected.bytes;
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let mine = stat.st_uid == rustix::process::geteuid().as_raw();
+    if same && regular && mine { Ok(()) } else { Err(Missing::Gone) }
+}
+
+fn process_visible(pid: u32) -> bool {
+    fs::stat(format!("/proc/{pid}")).is_ok()
+}
+
+/// `pread` of exactly `bytes` at `offset`: never through a mapping, so a file cut short is an error and not a SIGBUS.
+pub fn read_exact(fd: &OwnedFd, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(bytes).map_err(|_| Error::os("malloc", format!("{bytes} bytes"), Errno::NOMEM))?;
+    buffer.resize(bytes, 0);
+    let file = File::from(fd.try_clone().map_err(|error| Error::os("dup", "segment", error))?);
+    file.read_exact_at(&mut buffer, offset).map_err(|error| Error::os("pread", "segment", error))?;
+    Ok(buffer)
+}
+
+/// `pwrite` of all of `bytes`, in pieces short enough for Ctrl-C and SIGKILL to get between.
+pub fn write_all(fd: &OwnedFd, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(fd, bytes, offset) {
+            Ok(0) => return Err(Error::os("pwrite", "segment", Errno::NOSPC)),
+            Ok(written) => {
+                offset += written as u64;
+                bytes = &bytes[written..];
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::os("pwrite", "segment", errno)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(bytes: &[u8]) -> (OwnedFd, ObjectId) {
+        let fd = create_memfd("onecopy-test", bytes.len() as u64).unwrap();
+        write_all(&fd, 0, bytes).unwrap();
+        seal(&fd, true).unwrap();
+        let id = identify(&fd).unwrap();
+        (fd, id)
+    }
+
+    #[test]
+    fn a_holder_gives_the_object_and_nobody_can_write_to_it() {
+        let (fd, id) = sealed(b"weights");
+        let opened = open_through_holder(std::process::id(), fd.as_raw_fd(), id).unwrap();
+        assert_eq!(read_exact(&opened, 0, 7).unwrap(), b"weights");
+        assert!(write_all(&fd, 0, b"W").is_err());
+        assert!(fs::ftruncate(&fd, 0).is_err());
+    }
+
+    #[test]
+    fn another_object_under_the_same_number_is_gone_not_opened() {
+        let (fd, id) = sealed(b"weights");
+        let other = ObjectId { inode: id.inode + 1, ..id };
+        assert!(matches!(open_through_holder(std::process::id(), fd.as_raw_fd(), other), Err(Missing::Gone)));
+    }
+
+    #[test]
+    fn an_unsealed_memfd_is_never_attached() {
+        let fd = create_memfd("onecopy-test", 4096).unwrap();
+        let id = identify(&fd).unwrap();
+        assert!(matches!(open_through_holder(std::process::id(), fd.as_raw_fd(), id), Err(Missing::Gone)));
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_told_from_a_closed_descriptor() {
+        let (_, id) = sealed(b"weights");
+        assert!(matches!(open_through_holder(std::process::id(), 99_999, id), Err(Missing::Gone)));
+        assert!(matches!(open_through_holder(4_194_999, 3, id), Err(Missing::NoProcess)));
+    }
+}

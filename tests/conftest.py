@@ -1,0 +1,38 @@
+"""Every test has a namespace of its own, and leaves nothing behind in it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from leftovers import run_name
+
+pytest_plugins = ["leftovers"]
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A namespace of the test's own; afterwards nothing of it may be left but the registry, which is removed."""
+    from onecopy import process
+    from onecopy.errors import OneCopyError
+
+    name = f"{run_name()}-{uuid.uuid4().hex[:12]}"
+    yield name
+    gc.collect()
+    prefix = f"onecopy-v1-{os.geteuid()}-{name}"
+    try:
+        store = process.core_store(process.Place(name))
+        while any(row["state"] == "ready" for row in store.list()):
+            # The housekeeping thread is about to give the last leases back.
+            time.sleep(0.01)
+        # What is known not to be shareable is remembered as long as this process is in the table.
+        store.leave()
+        assert store.remove_registry_if_unused()
+    except OneCopyError:
+        pass
+    assert [left for left in os.listdir("/dev/shm") if left.startswith(prefix)] == []

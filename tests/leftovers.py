@@ -1,0 +1,70 @@
+"""What must be true after the whole run: no process of ours, nothing in /dev/shm but the registry, no temporary file.
+
+A pytest plugin (tests/conftest.py names it). Every process that the tests start inherits a mark in its environment, by which
+it is found again, whoever its parent is by then.
+"""
+
+import gc
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+MARK = "ONECOPY_TEST_RUN"
+SHM = Path("/dev/shm")
+# Ends with us: one process of the standard library for all of multiprocessing.
+ENDS_WITH_US = "multiprocessing.resource_tracker"
+# MultiProcessShared leaves its address files behind, in every pipeline with large_model=True; pytest removes its own.
+NOT_OURS = re.compile(r".*\.(address|lock)$|pytest-of-.*")
+# Seconds that processes which were told to end get for it; nothing is measured by it.
+TO_END = 30
+
+
+def run_name() -> str:
+    """With which the namespaces of this run begin."""
+    return f"test-{os.environ[MARK][:8]}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[MARK] = uuid.uuid4().hex
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="onecopy-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = set(os.listdir(SHM))
+    yield
+    gc.collect()
+    _, alive = psutil.wait_procs(_marked(os.environ[MARK]), timeout=TO_END)
+    assert [(process.pid, process.cmdline()) for process in alive] == []
+    assert sorted(filter(_is_leftover, set(os.listdir(SHM)) - before)) == []
+    assert [name for name in os.listdir(tempfile.gettempdir()) if not NOT_OURS.match(name)] == []
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get(MARK) == mark and ENDS_WITH_US not in " ".join(process.cmdline())
+        except psutil.Error:  # gone meanwhile, or somebody else's
+            continue
+        if ours and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def _is_leftover(name: str) -> bool:
+    """Ours, and neither the registry of the default namespace nor of another run of the tests beside this one."""
+    registry = re.fullmatch(rf"onecopy-v\d+-{os.geteuid()}-(.+)", name)
+    other_run = registry and registry[1].startswith("test-") and not registry[1].startswith(run_name())
+    return name.startswith("onecopy") and not other_run and not (registry and registry[1] == "default")

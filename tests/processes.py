@@ -1,0 +1,101 @@
+"""Other processes for the tests: real ones, that can be asked, stopped and killed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SERVE = """
+import os, pickle, sys, traceback
+sys.path.insert(0, sys.argv[1])
+incoming, outgoing = int(os.environ["ONECOPY_TEST_IN"]), int(os.environ["ONECOPY_TEST_OUT"])
+reading, writing = os.fdopen(incoming, "rb", buffering=0), os.fdopen(outgoing, "wb", buffering=0)
+import tasks
+while True:
+    try:
+        name, args, kwargs = pickle.load(reading)
+    except EOFError:
+        break
+    try:
+        answer = True, getattr(tasks, name)(*args, **kwargs)
+    except BaseException as error:
+        answer = False, (type(error).__module__, type(error).__qualname__, str(error))
+    writing.write(pickle.dumps(answer))
+"""
+
+
+class Failed(Exception):
+    """What the other process raised."""
+
+    def __init__(self, module: str, name: str, message: str) -> None:
+        super().__init__(f"{module}.{name}: {message}")
+        self.name = name
+        self.message = message
+
+
+class Other:
+    """A process that runs functions of `tasks`, one after another."""
+
+    def __init__(self, **environment: str) -> None:
+        there_in, here_out = os.pipe()
+        here_in, there_out = os.pipe()
+        self._sending = os.fdopen(here_out, "wb")
+        self._receiving = os.fdopen(here_in, "rb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(Path(__file__).parent)],
+            pass_fds=(there_in, there_out),
+            env={**os.environ, **environment, "ONECOPY_TEST_IN": str(there_in), "ONECOPY_TEST_OUT": str(there_out)},
+            stderr=subprocess.PIPE,
+        )
+        os.close(there_in)
+        os.close(there_out)
+        self.pid = self.process.pid
+
+    def start(self, task: str, *args: Any, **kwargs: Any) -> None:
+        pickle.dump((task, args, kwargs), self._sending)
+        self._sending.flush()
+
+    def result(self) -> Any:
+        good, answer = pickle.load(self._receiving)
+        if not good:
+            raise Failed(*answer)
+        return answer
+
+    def __call__(self, task: str, *args: Any, **kwargs: Any) -> Any:
+        self.start(task, *args, **kwargs)
+        return self.result()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> str:
+        """Lets it exit by itself; what it wrote to standard error."""
+        if not self._sending.closed:
+            self._sending.close()
+        assert self.process.stderr is not None
+        said = self.process.stderr.read().decode()
+        self.process.stderr.close()
+        self.process.wait()
+        self._receiving.close()
+        return said
+
+    def __enter__(self) -> Other:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+        self.close()
