@@ -120,7 +120,11 @@ def _serve(connection: socket.socket) -> None:
             answer: Any = _see(fds[0], skeleton, cloudpickle.loads(function))
         except Exception as error:
             answer = error
-        pickle.dump(cloudpickle.dumps(answer), stream)
+        try:
+            message = cloudpickle.dumps(answer)
+        except Exception:
+            message = cloudpickle.dumps(RuntimeError(repr(answer)))
+        pickle.dump(message, stream)
         stream.flush()
 
 
@@ -199,8 +203,6 @@ class _Fingerprint:
     def _tensor(self, tensor: Any) -> object:
         import torch
 
-        if torch.nn.parameter.is_lazy(tensor):
-            return repr(tensor)
         if tensor.is_nested:
             return tensor.dtype, [self._tensor(part) for part in tensor.unbind()]
         if hasattr(tensor, "__tensor_flatten__"):

@@ -10,18 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from leftovers import run_name
-
 pytest_plugins = ["leftovers"]
 
 
 @pytest.fixture
-def namespace() -> Iterator[str]:
+def namespace(run_name: str) -> Iterator[str]:
     """A namespace of the test's own; afterwards nothing of it may be left but the registry, which is removed."""
     from onecopy import process
     from onecopy.errors import OneCopyError
 
-    name = f"{run_name()}-{uuid.uuid4().hex[:12]}"
+    name = f"{run_name}-{uuid.uuid4().hex[:12]}"
     yield name
     gc.collect()
     prefix = f"onecopy-v1-{os.geteuid()}-{name}"

@@ -26,11 +26,6 @@ NOT_OURS = re.compile(r".*\.(address|lock)$|pytest-of-.*")
 TO_END = 30
 
 
-def run_name() -> str:
-    """With which the namespaces of this run begin."""
-    return f"test-{os.environ[MARK][:8]}"
-
-
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[MARK] = uuid.uuid4().hex
     tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="onecopy-tests-")
@@ -40,15 +35,29 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def run_name() -> str:
+    """With which the namespaces of this run begin."""
+    return _run_name()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    before = set(os.listdir(SHM))
+    before = _names(SHM)
     yield
     gc.collect()
     _, alive = psutil.wait_procs(_marked(os.environ[MARK]), timeout=TO_END)
     assert [(process.pid, process.cmdline()) for process in alive] == []
-    assert sorted(filter(_is_leftover, set(os.listdir(SHM)) - before)) == []
-    assert [name for name in os.listdir(tempfile.gettempdir()) if not NOT_OURS.match(name)] == []
+    assert sorted(filter(_is_leftover, _names(SHM) - before)) == []
+    assert [name for name in _names(Path(tempfile.gettempdir())) if not NOT_OURS.match(name)] == []
+
+
+def _run_name() -> str:
+    return f"test-{os.environ[MARK][:8]}"
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def _marked(mark: str) -> list[psutil.Process]:
@@ -66,5 +75,5 @@ def _marked(mark: str) -> list[psutil.Process]:
 def _is_leftover(name: str) -> bool:
     """Ours, and neither the registry of the default namespace nor of another run of the tests beside this one."""
     registry = re.fullmatch(rf"onecopy-v\d+-{os.geteuid()}-(.+)", name)
-    other_run = registry and registry[1].startswith("test-") and not registry[1].startswith(run_name())
+    other_run = registry and registry[1].startswith("test-") and not registry[1].startswith(_run_name())
     return name.startswith("onecopy") and not other_run and not (registry and registry[1] == "default")

@@ -56,6 +56,7 @@ class Other:
         os.close(there_in)
         os.close(there_out)
         self.pid = self.process.pid
+        self._said = ""
 
     def start(self, task: str, *args: Any, **kwargs: Any) -> None:
         pickle.dump((task, args, kwargs), self._sending)
@@ -82,12 +83,12 @@ class Other:
         """Lets it exit by itself; what it wrote to standard error."""
         if not self._sending.closed:
             self._sending.close()
-        assert self.process.stderr is not None
-        said = self.process.stderr.read().decode()
-        self.process.stderr.close()
-        self.process.wait()
-        self._receiving.close()
-        return said
+            assert self.process.stderr is not None
+            self._said = self.process.stderr.read().decode()
+            self.process.stderr.close()
+            self.process.wait()
+            self._receiving.close()
+        return self._said
 
     def __enter__(self) -> Other:
         return self

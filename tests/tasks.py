@@ -149,7 +149,7 @@ def fork_and_leave(tag: str) -> int:
     return child
 
 
-def memory(uuid_pages: bool = True) -> dict[str, int]:
+def memory() -> dict[str, int]:
     """Pss and Anonymous of this process's mapping of segments, in bytes."""
     found = {"Pss": 0, "Anonymous": 0}
     inside = False
@@ -157,7 +157,7 @@ def memory(uuid_pages: bool = True) -> dict[str, int]:
         for line in lines:
             first = line.split(maxsplit=1)[0]
             if "-" in first and not first.endswith(":"):
-                inside = "onecopy" in line
+                inside = "/memfd:onecopy" in line or "/dev/shm/onecopy" in line
             elif inside and first[:-1] in found:
                 found[first[:-1]] += int(line.split()[1]) << 10
     return found

@@ -209,7 +209,7 @@ def test_no_room_is_told_with_figures_and_a_holder_goes_private(namespace, caplo
 
         def __enter__(self) -> None:
             self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, self.before[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (32 << 20, self.before[1]))
 
         def __exit__(self, *_: object) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
@@ -218,8 +218,8 @@ def test_no_room_is_told_with_figures_and_a_holder_goes_private(namespace, caplo
     store.list()
     with Small():
         with pytest.raises(NoRoomError, match=r"no room for \d+ bytes .*RLIMIT_FSIZE"):
-            store.publish("model", Model(1.0))
-        holder = onecopy.Holder(lambda: Model(1.0), "model", store=store)
+            store.publish("model", Model(1.0, mib=64))
+        holder = onecopy.Holder(lambda: Model(1.0, mib=64), "model", store=store)
         assert holder.acquire().total() > 0
         assert holder.info.role == "private"
         assert "RLIMIT_FSIZE" in holder.info.reason
@@ -242,6 +242,7 @@ def test_the_registry_file_may_vanish(store, namespace):
 
 
 def test_sweep_says_what_the_dead_left(store, namespace):
+    assert store.list() == []
     other = Other()
     other("publish", namespace, "model", 1.0, backend="posix")
     other.kill()

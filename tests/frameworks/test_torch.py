@@ -194,7 +194,6 @@ CASES: dict[str, Callable[[], object]] = {
     "conjugated": lambda: torch.randn(SIZE // 8, dtype=torch.complex64).conj(),
     "negated": lambda: torch.randn(SIZE // 8, dtype=torch.complex64).conj().imag,
     "nested": lambda: torch.nested.nested_tensor([floats(), floats(3, 4)]),
-    "lazy": lambda: [floats(), nn.LazyLinear(4)],
     "meta": lambda: [floats(), torch.empty(1 << 40, device="meta"), nn.Linear(9, 9, device="meta")],
     "storages": lambda: (t := floats(), t.untyped_storage(), t.storage())[:2],
     "dtypes_and_devices": lambda: [floats(), torch.float16, torch.device("cpu"), torch.Size([2]), torch.channels_last],
@@ -339,6 +338,12 @@ def test_batch_norm_trains_on_private_statistics() -> None:
         assert int(theirs[1].num_batches_tracked) == 1
         assert int(mine[1].num_batches_tracked) == 0
         assert torch.equal(mine[1].running_mean, torch.zeros(1024))
+
+
+def test_lazy_modules_stay_lazy() -> None:
+    _, lazy = round_trip(take_apart([floats(), nn.LazyLinear(4)]))
+    assert nn.parameter.is_lazy(lazy.weight)
+    assert lazy(torch.ones(2, 3)).shape == (2, 4)
 
 
 def test_saving_one_tensor_writes_that_tensor_only() -> None:

@@ -157,12 +157,14 @@ impl Drop for Mapping {
 /// Turns one `STEP` of the object's pages, from `from` on, into huge ones, and says where the next step begins; None: done,
 /// or the kernel does not want to. Through a PROT_NONE mapping of its own: a private page in a user's mapping would stop
 /// it. Works on sealed objects and where `shmem_enabled` is `never`; Linux before 6.1 says EINVAL, and that is all right.
+/// A tail of less than a huge page is left alone: it would become a whole one, up to 2 MiB that nobody asked for.
 pub fn collapse_step(fd: &OwnedFd, bytes: usize, from: usize) -> Option<usize> {
+    let whole = bytes / HUGE * HUGE;
+    let length = STEP.min(whole.checked_sub(from).filter(|rest| *rest > 0)?);
     let mapping = Mapping::map(fd, bytes, ProtFlags::empty(), MapFlags::SHARED).ok()?;
-    let length = STEP.min(mapping.range.checked_sub(from)?);
     // SAFETY: inside our own temporary range; collapsing changes which pages hold the bytes, not the bytes.
     let done = unsafe { libc::madvise(mapping.address.as_ptr().wrapping_byte_add(from), length, MADV_COLLAPSE) };
-    (done == 0 && from + length < mapping.range).then_some(from + length)
+    (done == 0 && from + length < whole).then_some(from + length)
 }
 
 #[cfg(test)]

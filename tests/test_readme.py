@@ -1,0 +1,32 @@
+"""The README's Python runs as it stands there, and its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_eight_lines_run(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) == 8
+    script = tmp_path / "readme.py"
+    script.write_text(block, "utf-8")
+    shape, role, size = re.split(r" (?=\w+ \d+$)| (?=\d+$)", subprocess.check_output([sys.executable, script], text=True).strip())
+    assert (shape, role) == ("(50000, 384)", "publisher")
+    assert int(size) >= 50_000 * 384 * 8
+
+
+def test_the_links_lead_to_files():
+    links = re.findall(r"\]\(([^)#:]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE))
+    assert named
+    assert named <= targets
