@@ -36,20 +36,20 @@ def compare(room: Room, texts: list[str], workers: int) -> None:
     sample = texts[:: max(1, len(texts) // SAMPLE)][:SAMPLE]
     arms: list[tuple[str, int, Callable[[], ModelHandler]]] = [
         ("one process", 1, lambda: stock(room.weights, kind=WatchedStock)),
-        ("shared.py", workers, lambda: stock(room.weights, kind=WatchedStock)),
-        ("large_model=True", workers, lambda: stock(room.weights, kind=WatchedStock, large_model=True)),
-        ("onecopy", workers, lambda: WatchedShared(stock(room.weights))),
+        (f"{workers} x shared.py", workers, lambda: stock(room.weights, kind=WatchedStock)),
+        (f"{workers} x large_model=True", workers, lambda: stock(room.weights, kind=WatchedStock, large_model=True)),
+        (f"{workers} x onecopy", workers, lambda: WatchedShared(stock(room.weights))),
     ]
     room.screen.print(
         f"MiniLM ({room.weights.stat().st_size / 1e6:.0f} MB of weights) under RunInference, {len(sample)} passages of "
         f"Python's manual, one thread per process."
     )
-    table = Table("", "processes", "loads", "private MB", "shared MB", "together MB", "CPU s", "vectors/s", "attach ms")
+    table = Table("", "loads", "private MB", "shared MB", "together MB", "CPU s", "vectors/s", "attach ms")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, processes, handler in arms:
-        run = room.run(f"{name}, {processes} SDK processes" if processes > 1 else name, sample, handler(), processes)
-        table.add_row(name, str(processes), *_numbers(run))
+        run = room.run(name, sample, handler(), processes)
+        table.add_row(name, *_numbers(run))
     room.screen.print(table)
     room.screen.print(
         "private, shared: what the weights take in all processes, without the imports; a shared segment counts once.\n"

@@ -47,7 +47,7 @@ class Watched:
 
     _looked = False
 
-    def load_model(self) -> object:
+    def load_model(self) -> Any:
         """See Beam."""
         cpu, before, start = time.process_time(), anonymous(), time.perf_counter()
         model = super().load_model()  # type: ignore[misc]
@@ -70,5 +70,5 @@ class WatchedStock(Watched, CountedHandler):
     """Beam's stock handler, watched."""
 
 
-class WatchedShared(Watched, SharedMemoryModelHandler):
+class WatchedShared(Watched, SharedMemoryModelHandler[Any, Any, Any]):
     """onecopy around Beam's stock handler, watched."""

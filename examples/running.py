@@ -71,9 +71,8 @@ class Run:
         batches: dict[int, list[dict[str, Any]]] = {}
         for batch in self._all("batch"):
             batches.setdefault(batch["pid"], []).append(batch)
-        return sum(
-            sum(batch["records"] for batch in mine) / (mine[-1]["at"] - mine[0]["start"]) for mine in batches.values()
-        )
+        rates = [sum(one["records"] for one in all_) / (all_[-1]["at"] - all_[0]["start"]) for all_ in batches.values()]
+        return float(sum(rates))
 
     @property
     def attach(self) -> float | None:

@@ -20,8 +20,9 @@ MARK = "ONECOPY_TEST_RUN"
 SHM = Path("/dev/shm")
 # Ends with us: one process of the standard library for all of multiprocessing.
 ENDS_WITH_US = "multiprocessing.resource_tracker"
-# MultiProcessShared leaves its address files behind, in every pipeline with large_model=True; pytest removes its own.
-NOT_OURS = re.compile(r".*\.(address|lock)$|pytest-of-.*")
+# MultiProcessShared leaves its address files behind, in every pipeline with large_model=True; torch its compiler's cache;
+# pytest removes its own.
+NOT_OURS = re.compile(r".*\.(address|lock)$|pytest-of-.*|torchinductor_.*")
 # Seconds that processes which were told to end get for it; nothing is measured by it.
 TO_END = 30
 

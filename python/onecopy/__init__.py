@@ -6,6 +6,8 @@
 `onecopy.beam.SharedMemoryModelHandler` does the same for Apache Beam's RunInference.
 """
 
+from contextlib import suppress
+
 from onecopy.errors import OneCopyError
 from onecopy.holder import Holder
 from onecopy.info import ModelInfo, StoredModel
@@ -13,3 +15,8 @@ from onecopy.store import Lease, Store
 
 __all__ = ["Holder", "Lease", "ModelInfo", "OneCopyError", "Store", "StoredModel"]
 __version__ = "0.1.0"
+
+# What the first acquire needs is imported here and not there. A handler for Beam is also made and pickled where the
+# extension does not exist.
+with suppress(ImportError):
+    from onecopy import _acquire as _acquire

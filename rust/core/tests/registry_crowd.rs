@@ -36,6 +36,7 @@ fn main() {
 }
 
 const TESTS: &[(&str, fn())] = &[
+    ("a sleeper is woken by READY", woken),
     ("an election has one winner", election),
     ("a killed winner is replaced, and those who wait are woken", replaced_winner),
     ("512 processes come, lease, let go and are killed", crowd),
@@ -43,7 +44,7 @@ const TESTS: &[(&str, fn())] = &[
 ];
 
 type Role = fn(&Path);
-const ROLES: &[(&str, Role)] = &[("elector", elector), ("winner", winner), ("member", member), ("sleeper", sleeper)];
+const ROLES: &[(&str, Role)] = &[("waiter", waiter), ("elector", elector), ("winner", winner), ("member", member), ("sleeper", sleeper)];
 
 /// A child that is told to go by a line, and tells what it did by lines.
 struct Process {
@@ -96,6 +97,42 @@ fn say(text: &str) {
     std::io::stdout().flush().unwrap();
 }
 
+/// Far longer than waking takes, so that the two cannot be taken for each other.
+const NEVER: Duration = Duration::from_secs(60);
+
+fn woken() {
+    let room = Room::new();
+    let actor = Actor::new(&room.path);
+    let ticket = actor.load("t");
+    let (row, facts) = actor.reserve("t", Backend::Posix);
+    let mut sleepers: Vec<Process> = (0..4).map(|_| Process::start("waiter", &room)).collect();
+    for sleeper in &mut sleepers {
+        assert_eq!(sleeper.line(), "waits");
+        while !asleep_on_futex(sleeper.child.id()) {
+            std::thread::yield_now();
+        }
+    }
+    lease(actor.publish("t", Some(ticket), row, facts));
+    for mut sleeper in sleepers {
+        assert_eq!(sleeper.line(), "woken");
+        assert!(sleeper.end());
+    }
+}
+
+fn asleep_on_futex(pid: u32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+    call.split(' ').next() == Some(&libc::SYS_futex.to_string())
+}
+
+fn waiter(room: &Path) {
+    let actor = Actor::new(room);
+    let Acquired::Wait { futex_word, futex_value, .. } = actor.acquire("t") else { panic!("nobody loads") };
+    say("waits");
+    let began = Instant::now();
+    actor.registry.wait(futex_word, futex_value, NEVER);
+    say(if began.elapsed() < NEVER && actor.attach("t").is_some() { "woken" } else { "not woken" });
+}
+
 fn election() {
     let room = Room::new();
     let mut electors: Vec<Process> = (0..8).map(|_| Process::start("elector", &room)).collect();
@@ -125,10 +162,15 @@ fn elector(room: &Path) {
 fn take_part(actor: &Actor) -> &'static str {
     let mut waited = None;
     loop {
-        if actor.attach("t").is_some() {
-            return "attached";
-        }
-        match actor.acquire_after("t", waited) {
+        let answer = actor.transact(|session| {
+            let answer = session.acquire(&ask(session, "t", waited))?;
+            if let Acquired::Attach { segment, .. } = answer {
+                session.take_lease(segment, -1)?;
+            }
+            Ok(answer)
+        });
+        match answer {
+            Acquired::Attach { .. } => return "attached",
             Acquired::Load { ticket, .. } => {
                 let (row, facts) = actor.reserve("t", Backend::Posix);
                 lease(actor.publish("t", Some(ticket), row, facts));
@@ -138,7 +180,6 @@ fn take_part(actor: &Actor) -> &'static str {
                 waited = Some(episode);
                 actor.registry.wait(futex_word, futex_value, Duration::from_millis(100));
             }
-            Acquired::Attach { .. } => {}
             other => panic!("{other:?}"),
         }
     }

@@ -13,10 +13,6 @@ use crate::sys::lock::{self, FileId, Kept};
 use crate::sys::process;
 use crate::{Error, Result};
 
-/// At exit descriptors are closed from the top: above a model's descriptor the life lock is let go of first, and a
-/// holder that looks alive still has its descriptor open.
-const LIFE_DESCRIPTOR: i32 = 512;
-
 /// The file to enter, which is locked.
 pub struct Home<'h> {
     pub directory: &'h Directory,
@@ -52,7 +48,7 @@ impl Member {
     ) -> Result<(Self, Vec<([u8; 16], LeaseId)>)> {
         let Home { directory, name, id, uuid } = *home;
         let place = directory.shown(name);
-        let life = Kept::open(LIFE_DESCRIPTOR, || file::open(directory, name))
+        let life = Kept::open(process::high_descriptor(), || file::open(directory, name))
             .map_err(|error| file::explain(directory, name, error))?;
         let moved = || Error::os("open", &place, std::io::Error::other("it was replaced just now; try again"));
         let fd = life.fd().filter(|_| life.id() == id).ok_or_else(moved)?;

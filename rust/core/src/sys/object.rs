@@ -3,9 +3,7 @@
 //! A memfd is reopened through `/proc/<pid>/fd/<n>` of any living holder (proc(5)). Descriptor numbers and pids are
 //! reused, so what is found there is believed only after device, inode, owner, length and seals agree.
 
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
 use rustix::fs::{self, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
@@ -161,8 +159,15 @@ pub fn read_exact(fd: &OwnedFd, offset: u64, bytes: usize) -> Result<Vec<u8>> {
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(bytes).map_err(|_| Error::os("malloc", format!("{bytes} bytes"), Errno::NOMEM))?;
     buffer.resize(bytes, 0);
-    let file = File::from(fd.try_clone().map_err(|error| Error::os("dup", "segment", error))?);
-    file.read_exact_at(&mut buffer, offset).map_err(|error| Error::os("pread", "segment", error))?;
+    let mut done = 0;
+    while done < bytes {
+        match rustix::io::pread(fd, &mut buffer[done..], offset + done as u64) {
+            Ok(0) => return Err(Error::os("pread", "segment: cut short", Errno::NODATA)),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::os("pread", "segment", errno)),
+        }
+    }
     Ok(buffer)
 }
 

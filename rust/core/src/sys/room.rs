@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::process::Resource;
 
@@ -44,14 +45,13 @@ pub fn file_size_limit() -> Option<u64> {
 
 /// The `oom_kill` counter of our memory cgroup; 0 where there is none.
 pub fn oom_kills() -> u64 {
-    let from = |file: PathBuf| {
-        let text = fs::read_to_string(file).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-    };
-    memory_cgroups()
-        .first()
-        .and_then(|group| from(group.join("memory.events")).or_else(|| from(group.join("memory.oom_control"))))
-        .unwrap_or(0)
+    static COUNTER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let counter = COUNTER.get_or_init(|| {
+        let group = memory_cgroups().into_iter().next()?;
+        ["memory.events", "memory.oom_control"].iter().map(|name| group.join(name)).find(|file| file.exists())
+    });
+    let text = counter.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }
 
 fn memory_available() -> Option<u64> {

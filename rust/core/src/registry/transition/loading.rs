@@ -54,8 +54,6 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         let holds = self.ticket_holds(me, ticket)?;
         if holds {
             self.wake(ticket.entry)?;
-            // What else it reserved for this entry goes as well.
-            self.free_filling(ticket.entry, Some(me))?;
         }
         if let Some(segment) = segment {
             self.discard(me, segment)?;
