@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,4 +34,4 @@ def namespace(run_name: str) -> Iterator[str]:
         assert store.remove_registry_if_unused()
     except OneCopyError:
         pass
-    assert [left for left in os.listdir("/dev/shm") if left.startswith(prefix)] == []
+    assert [left.name for left in Path("/dev/shm").glob(f"{prefix}*")] == []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 SERVE = """
 import os, pickle, sys, traceback
@@ -30,7 +30,7 @@ while True:
 """
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818 (it is an answer)
     """What the other process raised."""
 
     def __init__(self, module: str, name: str, message: str) -> None:
@@ -90,7 +90,7 @@ class Other:
             self._receiving.close()
         return self._said
 
-    def __enter__(self) -> Other:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -49,13 +50,24 @@ def loads(log: str) -> int:
     return len(Path(log).read_text().splitlines()) if Path(log).exists() else 0
 
 
-def acquire(namespace: str, tag: str, log: str, *, value: float = 1.0, seconds: float = 0.0, mib: int = 4,
-            backend: str = "auto", timeout: float | None = None, version: str | None = None,
-            linger: float = 0.0) -> tuple[float, str, str, int]:
+def acquire(
+    namespace: str,
+    tag: str,
+    log: str,
+    *,
+    value: float = 1.0,
+    seconds: float = 0.0,
+    mib: int = 4,
+    backend: str = "auto",
+    timeout: float | None = None,
+    version: str | None = None,
+    linger: float = 0.0,
+) -> tuple[float, str, str, int]:
     """Acquires and keeps; (sum of the weights, role, backend, generation)."""
     store = onecopy.Store(namespace, backend=backend)
-    holder = onecopy.Holder(lambda: counted(log, value, seconds, mib), tag, store=store, timeout=timeout, version=version,
-                            linger=linger)
+    holder = onecopy.Holder(
+        lambda: counted(log, value, seconds, mib), tag, store=store, timeout=timeout, version=version, linger=linger
+    )
     model = holder.acquire()
     KEPT[tag] = holder
     assert holder.info is not None
@@ -66,8 +78,9 @@ def release(tag: str) -> None:
     KEPT.pop(tag)
 
 
-def publish(namespace: str, tag: str, value: float = 1.0, *, pin: bool = False, replace: bool = False,
-            backend: str = "auto") -> tuple[float, int]:
+def publish(
+    namespace: str, tag: str, value: float = 1.0, *, pin: bool = False, replace: bool = False, backend: str = "auto"
+) -> tuple[float, int]:
     lease = onecopy.Store(namespace, backend=backend).publish(tag, Model(value), pin=pin, replace=replace)
     KEPT[tag] = lease
     return lease.object.total(), lease.info.generation
@@ -117,13 +130,11 @@ def fails(namespace: str, tag: str, log: str, seconds: float = 0.0) -> str:
 def close_descriptors() -> None:
     """What daemons do: everything above standard error is closed."""
     keep = {int(os.environ["ONECOPY_TEST_IN"]), int(os.environ["ONECOPY_TEST_OUT"])}
-    for name in os.listdir("/proc/self/fd"):
-        number = int(name)
+    for path in list(Path("/proc/self/fd").iterdir()):
+        number = int(path.name)
         if number > 2 and number not in keep:
-            try:
+            with contextlib.suppress(OSError):
                 os.close(number)
-            except OSError:
-                pass
 
 
 def fork_and_total(tag: str) -> tuple[float, int]:
@@ -153,7 +164,7 @@ def memory() -> dict[str, int]:
     """Pss and Anonymous of this process's mapping of segments, in bytes."""
     found = {"Pss": 0, "Anonymous": 0}
     inside = False
-    with open("/proc/self/smaps") as lines:
+    with Path("/proc/self/smaps").open() as lines:
         for line in lines:
             first = line.split(maxsplit=1)[0]
             if "-" in first and not first.endswith(":"):

@@ -92,7 +92,7 @@ class TestOneProcess:
         assert holder.info.shared_bytes >= 512 * 1024 * 8
 
     def test_its_own_tag_inside_its_constructor_raises(self, namespace):
-        holder = onecopy.Holder(lambda: holder.acquire(), "model", store=onecopy.Store(namespace))
+        holder = onecopy.Holder(lambda: holder.acquire(), "model", store=onecopy.Store(namespace))  # noqa: PLW0108
         with pytest.raises(RecursionInConstructorError, match="asked for 'model' itself"):
             holder.acquire()
 
@@ -121,7 +121,10 @@ class TestOneProcess:
 
     def test_on_unshareable_raise(self, namespace):
         holder = onecopy.Holder(
-            lambda: [threading.Lock(), np.ones(1 << 20)], "model", store=onecopy.Store(namespace), on_unshareable="raise"
+            lambda: [threading.Lock(), np.ones(1 << 20)],
+            "model",
+            store=onecopy.Store(namespace),
+            on_unshareable="raise",
         )
         with pytest.raises(UnshareableError, match="lock"):
             holder.acquire()

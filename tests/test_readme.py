@@ -14,7 +14,9 @@ def test_the_eight_lines_run(tmp_path):
     assert len([line for line in block.splitlines() if line.strip()]) == 8
     script = tmp_path / "readme.py"
     script.write_text(block, "utf-8")
-    shape, role, size = re.split(r" (?=\w+ \d+$)| (?=\d+$)", subprocess.check_output([sys.executable, script], text=True).strip())
+    shape, role, size = re.split(
+        r" (?=\w+ \d+$)| (?=\d+$)", subprocess.check_output([sys.executable, script], text=True).strip()
+    )
     assert (shape, role) == ("(50000, 384)", "publisher")
     assert int(size) >= 50_000 * 384 * 8
 

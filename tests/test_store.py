@@ -33,7 +33,7 @@ def registry(namespace: str) -> Path:
 
 
 def segments(namespace: str) -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith(registry(namespace).name + "-")]
+    return [path.name for path in Path("/dev/shm").glob(f"{registry(namespace).name}-*")]
 
 
 def test_publish_and_attach(store, namespace):
@@ -156,8 +156,16 @@ def test_verify_finds_a_flipped_bit_in_a_named_segment(namespace):
     lease.release()
 
 
-@pytest.mark.parametrize(("offset", "what"), [(0, "not a segment"), (8, "format version"), (60, "header checksum"),
-                                             (4100, "manifest checksum"), (4200, "skeleton checksum")])
+@pytest.mark.parametrize(
+    ("offset", "what"),
+    [
+        (0, "not a segment"),
+        (8, "format version"),
+        (60, "header checksum"),
+        (4100, "manifest checksum"),
+        (4200, "skeleton checksum"),
+    ],
+)
 def test_nothing_is_unpickled_from_a_damaged_segment(namespace, offset, what):
     store = onecopy.Store(namespace, backend="posix")
     lease = store.publish("model", Model(1.0))

@@ -94,8 +94,13 @@ class Acquisition:
                     if given_up:
                         return _core.Private(given_up)
                     if time.monotonic() - began > next_report:
-                        logger.info("waiting for %s: process %d (%s) loads it since %.0f s",
-                                    self.key, step.pid, step.name, time.time() - step.since)
+                        logger.info(
+                            "waiting for %s: process %d (%s) loads it since %.0f s",
+                            self.key,
+                            step.pid,
+                            step.name,
+                            time.time() - step.since,
+                        )
                         next_report += REPORT
                     store.wait(step, min(SLICE, left))
                 elif isinstance(step, _core.Again):
@@ -138,8 +143,16 @@ class Acquisition:
         del obj
         (rebuilt, state), attached, generation, _ = published
         info = self._info("publisher", attached.backend, generation, attached.shared_bytes, len(attached.skeleton))
-        logger.info("published %s: %.1f MB shared in %.2f s (load %.2f s), generation %d, %s, process %d",
-                    self.key, info.shared_bytes / 1e6, info.seconds, info.load_seconds, generation, info.backend, os.getpid())
+        logger.info(
+            "published %s: %.1f MB shared in %.2f s (load %.2f s), generation %d, %s, process %d",
+            self.key,
+            info.shared_bytes / 1e6,
+            info.seconds,
+            info.load_seconds,
+            generation,
+            info.backend,
+            os.getpid(),
+        )
         return self._shared(rebuilt, state, info, attached.mapping)
 
     def _construct(self, store: Any, loading: Any) -> tuple[object, object]:
@@ -149,7 +162,12 @@ class Acquisition:
             state = self.state() if self.state is not None else None
         except BaseException as error:
             # Its own exception reaches its caller. Ctrl-C is no failure of the model: the next one tries.
-            _end(store, loading, "failed" if isinstance(error, Exception) else "gave up", f"{type(error).__name__}: {error}")
+            _end(
+                store,
+                loading,
+                "failed" if isinstance(error, Exception) else "gave up",
+                f"{type(error).__name__}: {error}",
+            )
             raise
         finally:
             self.load_seconds += time.monotonic() - began
@@ -169,12 +187,21 @@ class Acquisition:
         attached.mapping.prefault()
         try:
             obj, state = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
-        except Exception as error:  # noqa: BLE001 - whatever the classes of the model raise here
+        except Exception as error:  # Whatever the classes of the model raise here.
             return self._privately(f"it cannot be rebuilt in this process: {type(error).__name__}: {error}"), None
-        info = self._info("attacher", attached.backend, attached.generation, attached.shared_bytes, len(attached.skeleton))
-        logger.info("attached %s: %.1f MB shared in %.4f s (waited %.2f s), generation %d, %s, process %d",
-                    self.key, info.shared_bytes / 1e6, info.seconds, info.wait_seconds, info.generation, info.backend,
-                    os.getpid())
+        info = self._info(
+            "attacher", attached.backend, attached.generation, attached.shared_bytes, len(attached.skeleton)
+        )
+        logger.info(
+            "attached %s: %.1f MB shared in %.4f s (waited %.2f s), generation %d, %s, process %d",
+            self.key,
+            info.shared_bytes / 1e6,
+            info.seconds,
+            info.wait_seconds,
+            info.generation,
+            info.backend,
+            os.getpid(),
+        )
         return self._shared(obj, state, info, attached.mapping)
 
     def _shared(self, obj: object, state: object, info: ModelInfo, mapping: Any) -> tuple[Acquired, Any]:
@@ -186,8 +213,13 @@ class Acquisition:
             return
         mine = self.constructor_id[0]
         difference = f"published by {name}" if name != mine else f"published by other code under the name {name}"
-        self._warn_once("constructor", "%s was %s, and is asked for with %s: the published one is used. "
-                        "Give them different tags or versions", self.key, difference, mine)
+        self._warn_once(
+            "constructor",
+            "%s was %s, and is asked for with %s: the published one is used. Give them different tags or versions",
+            self.key,
+            difference,
+            mine,
+        )
 
     def _privately(self, reason: str, *, quiet: bool = False) -> Acquired:
         """Loads for this process alone, without anybody's help."""

@@ -1,9 +1,28 @@
 """Native part of onecopy. Use `onecopy.Store` and `onecopy.Holder`."""
 
-from typing import Any, final
+import sys
+from typing import Any, TypeAlias, final
 
-_Key = tuple[str, str, str]
-_Constructor = tuple[str, int]
+__all__ = [
+    "Again",
+    "Attached",
+    "Hold",
+    "Loading",
+    "Mapping",
+    "Patience",
+    "Private",
+    "Publishing",
+    "Store",
+    "Waiting",
+    "trim",
+]
+
+_Key: TypeAlias = tuple[str, str, str]
+_Constructor: TypeAlias = tuple[str, int]
+# `Store.list` hides the builtin from annotations in its class.
+_Rows: TypeAlias = list[dict[str, Any]]
+_Swept: TypeAlias = list[tuple[str, str, str]]
+_Buffers: TypeAlias = list[tuple[int, int]]
 
 @final
 class Store:
@@ -29,7 +48,7 @@ class Store:
         constructor: _Constructor,
         *,
         skeleton: bytes,
-        buffers: list[tuple[int, int]],
+        buffers: _Buffers,
         data_bytes: int,
         excess: int,
         backend: str,
@@ -45,9 +64,9 @@ class Store:
     def end_loading(self, loading: Loading, how: str, reason: str) -> None:
         """The loader ends without a model; `how`: "failed", "unshareable" or "gave up"."""
     def remove(self, tag: str, version: str | None = None) -> int: ...
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> _Rows:
         """A dict per model, unnamed and loading ones too."""
-    def sweep(self, dry_run: bool) -> list[tuple[str, str, str]]:
+    def sweep(self, dry_run: bool) -> _Swept:
         """Removes what the dead left; (kind, what, why) each."""
     def verify(self, mapping: Mapping) -> int:
         """Checks the buffers of an attached segment; the number of bytes that were checked."""
@@ -73,7 +92,8 @@ class Mapping:
         """Maps the pages ahead of use, in a thread of its own."""
     def adopt(self) -> bool:
         """In a forked child: takes a lease of its own. False where there is nothing to take."""
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):  # before, the buffer protocol is not visible from Python
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Hold:

@@ -21,7 +21,13 @@ def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: boo
     store = process.core_store(place)
     try:
         published = _publish.publish(
-            store, place, key, (f"{type(obj).__module__}.{type(obj).__qualname__}", 0), (obj, None), pin=pin, replace=replace
+            store,
+            place,
+            key,
+            (f"{type(obj).__module__}.{type(obj).__qualname__}", 0),
+            (obj, None),
+            pin=pin,
+            replace=replace,
         )
     except skeleton.Unshareable as why:
         message = f"{key} cannot be shared: {why.reason}"
@@ -30,8 +36,15 @@ def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: boo
         return attach(place, key, None)
     (rebuilt, _), attached, generation, kept_bytes = published
     info = _info(place, key, "publisher", attached, generation, len(attached.skeleton) + kept_bytes, began)
-    logger.info("published %s: %.1f MB shared in %.2f s, generation %d, %s, process %d",
-                key, info.shared_bytes / 1e6, info.seconds, generation, info.backend, os.getpid())
+    logger.info(
+        "published %s: %.1f MB shared in %.2f s, generation %d, %s, process %d",
+        key,
+        info.shared_bytes / 1e6,
+        info.seconds,
+        generation,
+        info.backend,
+        os.getpid(),
+    )
     return _remembered(place, key, rebuilt, info, attached.mapping)
 
 
@@ -50,8 +63,15 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
         message = f"{key} cannot be rebuilt in this process: {type(error).__name__}: {error}"
         raise UnshareableError(message) from error
     info = _info(place, key, "attacher", attached, attached.generation, len(attached.skeleton), began)
-    logger.info("attached %s: %.1f MB shared in %.4f s, generation %d, %s, process %d",
-                key, info.shared_bytes / 1e6, info.seconds, info.generation, info.backend, os.getpid())
+    logger.info(
+        "attached %s: %.1f MB shared in %.4f s, generation %d, %s, process %d",
+        key,
+        info.shared_bytes / 1e6,
+        info.seconds,
+        info.generation,
+        info.backend,
+        os.getpid(),
+    )
     return _remembered(place, key, obj, info, attached.mapping)
 
 
@@ -72,7 +92,11 @@ def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
             raise UnshareableError(message)
         left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
         if left <= 0:
-            who = f"process {step.pid} ({step.name}) loads it" if isinstance(step, _core.Waiting) else "its holders are dying"
+            who = (
+                f"process {step.pid} ({step.name}) loads it"
+                if isinstance(step, _core.Waiting)
+                else "its holders are dying"
+            )
             message = f"no time left for {key}: {who}. Raise `timeout`"
             raise ModelTimeoutError(message)
         if isinstance(step, _core.Waiting):

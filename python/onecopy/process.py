@@ -34,7 +34,7 @@ class Place(NamedTuple):
     backend: str = "auto"
 
     def resolved(self) -> str:
-        return self.directory or os.environ.get("ONECOPY_DIR") or "/dev/shm"
+        return self.directory or os.environ.get("ONECOPY_DIR") or "/dev/shm"  # noqa: S108 (where POSIX shared memory lives)
 
 
 class ModelKey(NamedTuple):
@@ -179,7 +179,9 @@ def acquire(
         if acquired is None:
             from onecopy._acquire import Acquisition
 
-            attempt = Acquisition(place, key, constructor, deadline, linger, on_unshareable, pickler, state, without_sharing)
+            attempt = Acquisition(
+                place, key, constructor, deadline, linger, on_unshareable, pickler, state, without_sharing
+            )
             acquired, mapping = attempt.run()
             here.remember(acquired, mapping, linger)
     return acquired
@@ -193,7 +195,7 @@ def _in_child() -> None:
     for mapping in list(_mappings):
         try:
             mapping.adopt()
-        except Exception:  # noqa: BLE001 - a child without leases works; only a later acquire would load again
+        except Exception:  # A child without leases works; only a later acquire would load again.
             return
 
 

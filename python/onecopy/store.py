@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onecopy import process
 from onecopy.errors import BadNameError, ModelNotFoundError
 from onecopy.info import ModelInfo, StoredModel
 from onecopy.process import Acquired, Constructor, ModelKey, Place
 
-
 BACKENDS = ("auto", "memfd", "posix")
+
+# `Store.list` hides the builtin from annotations in its class.
+_Models = list[StoredModel]
+_Swept = list[tuple[str, str, str]]
 
 
 class Lease:
@@ -100,11 +103,11 @@ class Store:
 
         return Lease(attach(self.place, ModelKey(tag, version), timeout))
 
-    def list(self) -> list[StoredModel]:
+    def list(self) -> _Models:
         """Every model of the namespace, those that load and those that were superseded and are still held too."""
         return [_stored(row) for row in self._core().list()]
 
-    def show(self, tag: str) -> list[StoredModel]:
+    def show(self, tag: str) -> _Models:
         """What `list` says of one tag: a row for each version and generation.
 
         Raises ModelNotFoundError.
@@ -135,9 +138,9 @@ class Store:
             self._nothing(tag)
         return removed
 
-    def sweep(self, *, dry_run: bool = False) -> list[tuple[str, str, str]]:
+    def sweep(self, *, dry_run: bool = False) -> _Swept:
         """Remove what dead processes left; (kind, what, why) each. `dry_run` only says what would go."""
-        swept: list[tuple[str, str, str]] = self._core().sweep(dry_run)
+        swept: _Swept = self._core().sweep(dry_run)
         return swept
 
     def _core(self) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecopy import process
@@ -30,9 +30,8 @@ def ls(store: Store, options: argparse.Namespace) -> int:
     if not models:
         print(f"no models in namespace '{store.place.namespace}' ({process.core_store(store.place).path})")
         return 0
-    rows = [("TAG", "VERSION", "STATE", "GEN", "SIZE", "BACKEND", "HOLDERS", "SINCE")]
-    for model in models:
-        rows.append((
+    rows = [
+        (
             model.tag,
             model.version or "-",
             _state(model),
@@ -41,7 +40,10 @@ def ls(store: Store, options: argparse.Namespace) -> int:
             model.backend or "-",
             str(len(model.holders)),
             _ago(model.since),
-        ))
+        )
+        for model in models
+    ]
+    rows.insert(0, ("TAG", "VERSION", "STATE", "GEN", "SIZE", "BACKEND", "HOLDERS", "SINCE"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -72,7 +74,7 @@ def put(store: Store, options: argparse.Namespace) -> int:
     if not module or not function:
         message = f"{options.constructor!r}: MODULE:FUNCTION is expected, as in mypackage.models:load_t5"
         raise BadNameError(message)
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     constructor = getattr(importlib.import_module(module), function)
     with store.publish(options.tag, constructor(), version=options.version, pin=True, replace=options.replace):
         model = store.show(options.tag)[-1]
@@ -95,7 +97,9 @@ def sweep(store: Store, options: argparse.Namespace) -> int:
     core = process.core_store(store.place)
     removed_file = not options.dry_run and core.remove_registry_if_unused()
     if options.json:
-        return _json({"rows": [dict(zip(("kind", "what", "why"), row, strict=True)) for row in rows], "registry": removed_file})
+        return _json(
+            {"rows": [dict(zip(("kind", "what", "why"), row, strict=True)) for row in rows], "registry": removed_file}
+        )
     for kind, what, why in rows:
         print(f"{'would remove' if options.dry_run else 'removed'} {kind} {what}: {why}")
     if removed_file:

@@ -56,7 +56,9 @@ def _directory(place: Place) -> Finding:
     try:
         stat = os.statvfs(directory)
     except OSError as error:
-        return Finding(good=False, what=f"{directory}: {error.strerror}", remedy="Mount a tmpfs there, or set ONECOPY_DIR")
+        return Finding(
+            good=False, what=f"{directory}: {error.strerror}", remedy="Mount a tmpfs there, or set ONECOPY_DIR"
+        )
     free = stat.f_bavail * stat.f_frsize
     what = f"{directory}: {free >> 20} MiB free"
     if free > SMALL:
@@ -64,7 +66,7 @@ def _directory(place: Place) -> Finding:
     return Finding(
         good=True,
         what=f"{what}: enough for the registry; models live in memfds, which it does not bound",
-        remedy="Pinned models and backend=\"posix\" need more: docker run --shm-size, or a memory-backed volume",
+        remedy='Pinned models and backend="posix" need more: docker run --shm-size, or a memory-backed volume',
     )
 
 
@@ -72,13 +74,17 @@ def _memfd() -> Finding:
     try:
         os.close(os.memfd_create("onecopy-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     except OSError as error:
-        return Finding(good=False, what=f"memfd_create: {error.strerror}", remedy="A seccomp filter denies it: backend=\"posix\"")
+        return Finding(
+            good=False, what=f"memfd_create: {error.strerror}", remedy='A seccomp filter denies it: backend="posix"'
+        )
     return Finding(good=True, what="memfd_create works")
 
 
 def _proc() -> Finding:
     if not Path("/proc/self/fd").is_dir():
-        return Finding(good=False, what="/proc is not mounted: memfds cannot be reached", remedy="Mount it, or backend=\"posix\"")
+        return Finding(
+            good=False, what="/proc is not mounted: memfds cannot be reached", remedy='Mount it, or backend="posix"'
+        )
     if os.geteuid() != 0 and Path("/proc/self/fd").stat().st_uid != os.geteuid():
         remedy = "prctl(PR_SET_DUMPABLE, 1) after setuid(), or exec a fresh program"
         return Finding(good=False, what="this process is not dumpable: others may not open its memfds", remedy=remedy)
@@ -89,7 +95,9 @@ def _overcommit() -> Finding:
     mode = _read("/proc/sys/vm/overcommit_memory")
     if mode == STRICT:
         remedy = "Raise vm.overcommit_ratio, or use mode 0 or 1"
-        return Finding(good=False, what="vm.overcommit_memory=2 charges every attach with the model's size", remedy=remedy)
+        return Finding(
+            good=False, what="vm.overcommit_memory=2 charges every attach with the model's size", remedy=remedy
+        )
     return Finding(good=True, what=f"vm.overcommit_memory={mode}")
 
 

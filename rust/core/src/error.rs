@@ -35,7 +35,9 @@ pub enum Error {
     Full { place: String, table: &'static str, capacity: u32 },
 
     /// The registry's lock did not move for the deadline: its holder is stopped, or stuck.
-    #[error("{place}: the registry's lock was not released for {waited:.1} s ({holder}). Models load privately meanwhile")]
+    #[error(
+        "{place}: the registry's lock was not released for {waited:.1} s ({holder}). Models load privately meanwhile"
+    )]
     Stuck { place: String, waited: f64, holder: String },
 
     /// Loaders of this key were killed for lack of memory.

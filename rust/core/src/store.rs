@@ -22,8 +22,8 @@ pub use view::{Inherited, Place, View};
 
 use crate::layout::registry::segment_name;
 use crate::registry::request::{
-    AcquireRequest, Acquired, Backend, Constructor, Ended, Holder, Holding, Identity, Key, LeaseId, Listed, SegmentFacts,
-    Ticket,
+    AcquireRequest, Acquired, Backend, Constructor, Ended, Holder, Holding, Identity, Key, LeaseId, Listed,
+    SegmentFacts, Ticket,
 };
 use crate::registry::{Registry, Session, SweepReport};
 use crate::segment::reader;
@@ -64,12 +64,23 @@ pub struct Ask {
 #[derive(Debug)]
 pub enum Step {
     Attached(Attached),
-    Load { ticket: Ticket },
-    Wait { loader: Identity, since: u64, word: u32, value: u32, episode: u64 },
+    Load {
+        ticket: Ticket,
+    },
+    Wait {
+        loader: Identity,
+        since: u64,
+        word: u32,
+        value: u32,
+        episode: u64,
+    },
     /// All who hold it are going away right now: look again in a moment.
     Again,
     /// Load privately. `quiet`: the reason was told before, or is none that a person needs to hear.
-    Private { reason: String, unshareable: bool },
+    Private {
+        reason: String,
+        unshareable: bool,
+    },
 }
 
 /// A segment mapped into this process, and what to rebuild the object from.
@@ -148,7 +159,8 @@ impl Store {
                         break;
                     }
                     Opened::OnlyForeign if foreign => {
-                        refused = Some("its holders live in other PID namespaces; backend=\"posix\" reaches across".into());
+                        refused =
+                            Some("its holders live in other PID namespaces; backend=\"posix\" reaches across".into());
                         break;
                     }
                     Opened::OnlyForeign => {}
@@ -178,9 +190,10 @@ impl Store {
                 Step::Wait { loader, since, word: futex_word, value: futex_value, episode }
             }
             Found::Answer(Acquired::Unshareable { reason }) => Step::Private { reason, unshareable: true },
-            Found::Answer(Acquired::GoPrivate { reason }) => {
-                Step::Private { reason: format!("its constructor failed twice elsewhere: {reason}"), unshareable: false }
-            }
+            Found::Answer(Acquired::GoPrivate { reason }) => Step::Private {
+                reason: format!("its constructor failed twice elsewhere: {reason}"),
+                unshareable: false,
+            },
             Found::Answer(Acquired::OutOfMemory { deaths, need }) => return Err(self.killed(&ask.key, deaths, need)),
             Found::Answer(Acquired::NotFound | Acquired::Attach { .. }) => return Err(self.not_found(&ask.key)),
         })
@@ -445,11 +458,7 @@ impl Store {
     }
 
     fn not_found(&self, key: &Key) -> Error {
-        Error::NotFound {
-            key: key.to_string(),
-            namespace: self.place.namespace.clone(),
-            place: self.registry.path(),
-        }
+        Error::NotFound { key: key.to_string(), namespace: self.place.namespace.clone(), place: self.registry.path() }
     }
 
     fn killed(&self, key: &Key, deaths: u32, need: u64) -> Error {
@@ -467,8 +476,19 @@ const MAX_CANDIDATES: usize = 2048;
 
 enum Found {
     Answer(Acquired),
-    Segment { fd: std::os::fd::OwnedFd, lease: LeaseId, facts: SegmentFacts, generation: u64, constructor: Constructor },
-    Own { facts: SegmentFacts, #[allow(dead_code)] lease: LeaseId, constructor: Constructor },
+    Segment {
+        fd: std::os::fd::OwnedFd,
+        lease: LeaseId,
+        facts: SegmentFacts,
+        generation: u64,
+        constructor: Constructor,
+    },
+    Own {
+        facts: SegmentFacts,
+        #[allow(dead_code)]
+        lease: LeaseId,
+        constructor: Constructor,
+    },
     Dying,
     Refused(String),
 }

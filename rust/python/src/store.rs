@@ -116,9 +116,10 @@ impl Store {
     /// Removes what the dead left; (kind, what, why) each.
     fn sweep(&self, py: Python<'_>, dry_run: bool) -> PyResult<Vec<(String, String, String)>> {
         let report = detached(py, || self.store.sweep(dry_run))?;
-        let processes = report.processes.iter().map(|who| {
-            ("process".to_owned(), format!("{} ({})", who.pid, who.name), "dead".to_owned())
-        });
+        let processes = report
+            .processes
+            .iter()
+            .map(|who| ("process".to_owned(), format!("{} ({})", who.pid, who.name), "dead".to_owned()));
         let removed = report.removed.iter().map(|swept| {
             let kind = if swept.segment.is_some() { "segment" } else { "entry" };
             (kind.to_owned(), swept.key.to_string(), swept.why.to_owned())
@@ -151,7 +152,11 @@ pub fn ended(how: &str, reason: String) -> PyResult<Ended> {
     }
 }
 
-fn ask((tag, version, compatibility): (String, String, String), (name, code_hash): (String, u64), may_load: bool) -> Ask {
+fn ask(
+    (tag, version, compatibility): (String, String, String),
+    (name, code_hash): (String, u64),
+    may_load: bool,
+) -> Ask {
     Ask { key: Key { tag, version, compatibility }, constructor: Constructor { name, code_hash }, may_load }
 }
 

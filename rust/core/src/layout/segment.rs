@@ -135,11 +135,14 @@ impl Header {
         for chunk in bytes.chunks_exact(size_of::<BufferRow>()) {
             let row = BufferRow::read_from_bytes(chunk).map_err(|_| wrong(place, "manifest row", chunk.len(), 24))?;
             let stop = row.offset.checked_add(row.bytes).filter(|stop| *stop <= end);
-            let (true, true, Some(stop)) =
-                (row.offset >= free_from, row.offset.is_multiple_of(ALIGNMENT), stop)
-            else {
+            let (true, true, Some(stop)) = (row.offset >= free_from, row.offset.is_multiple_of(ALIGNMENT), stop) else {
                 let expected = format!("aligned to {ALIGNMENT}, in {free_from}..{end}");
-                return Err(wrong(place, "buffer outside its place", format!("{}+{}", row.offset, row.bytes), expected));
+                return Err(wrong(
+                    place,
+                    "buffer outside its place",
+                    format!("{}+{}", row.offset, row.bytes),
+                    expected,
+                ));
             };
             free_from = stop;
             rows.push(row);

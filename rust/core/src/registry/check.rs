@@ -4,9 +4,9 @@
 
 use std::collections::HashSet;
 
+use super::request::Key;
 use super::table::{Pooled, Stored, Table};
 use super::transition::{bucket_of, key_hash};
-use super::request::Key;
 use crate::Result;
 use crate::layout::registry::rows::{
     FILLING, FREE, HELD, LIVE, LOADING, READY, SEALED, UNSHAREABLE, VACANT, WITNESSES,

@@ -91,7 +91,12 @@ pub fn recover(file: BorrowedFd<'_>, place: &str, counters: &mut Counters) -> Re
     }
     let Counters { committed, applied } = *counters;
     if committed != applied.wrapping_add(1) {
-        return Err(corrupt(place, "commit counters", format!("{committed} committed, {applied} applied"), "one apart"));
+        return Err(corrupt(
+            place,
+            "commit counters",
+            format!("{committed} committed, {applied} applied"),
+            "one apart",
+        ));
     }
     let mut head = [0; redo::HEAD];
     let length = io::read(file, place, &mut head, REDO)?;
@@ -105,7 +110,12 @@ pub fn recover(file: BorrowedFd<'_>, place: &str, counters: &mut Counters) -> Re
     let length = io::read(file, place, &mut body, REDO + redo::HEAD as u64)?;
     let sum = redo::checksum(committed, &body[..length]);
     if sum != head.checksum {
-        return Err(corrupt(place, "checksum of the redo record", format!("{sum:08x}"), format!("{:08x}", head.checksum)));
+        return Err(corrupt(
+            place,
+            "checksum of the redo record",
+            format!("{sum:08x}"),
+            format!("{:08x}", head.checksum),
+        ));
     }
     let rows = redo::parse(&body).ok_or_else(|| corrupt(place, "redo record", "other bytes", "rows of the tables"))?;
     apply(file, place, rows.into_iter())?;

@@ -104,7 +104,11 @@ impl Door {
             |pid| {
                 let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 let stopped = Activity::of(pid, 0).is_some_and(|activity| activity.stopped());
-                format!("process {pid} ({}){}", name.trim_end(), if stopped { ", which is stopped, has it" } else { " has it" })
+                format!(
+                    "process {pid} ({}){}",
+                    name.trim_end(),
+                    if stopped { ", which is stopped, has it" } else { " has it" }
+                )
             },
         );
         let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);

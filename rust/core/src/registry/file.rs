@@ -166,8 +166,7 @@ fn initialise(file: BorrowedFd<'_>, place: &str) -> Result<()> {
     }
     fs::ftruncate(file, 0).map_err(|errno| Error::os("ftruncate", place, errno))?;
     fs::ftruncate(file, FILE_BYTES).map_err(|errno| Error::os("ftruncate", place, errno))?;
-    let buckets: Vec<u8> =
-        (0..TableId::Buckets.capacity()).flat_map(|index| encode(index, &Bucket::BLANK)).collect();
+    let buckets: Vec<u8> = (0..TableId::Buckets.capacity()).flat_map(|index| encode(index, &Bucket::BLANK)).collect();
     io::allocate(file, place, 0, PAGE)?;
     io::allocate(file, place, TableId::Words.offset(), PAGE)?;
     // Releasing must work on a full file system too: the room for an ordinary record is always there.

@@ -1,11 +1,11 @@
 //! This process in a table: its row, and the lock that says it lives.
 
+use super::file;
 use super::overlay::FileTable;
 use super::request::{Holding, LeaseId, ProcessId};
 use super::session::{LifeLocks, now};
-use super::table::{Oracle, Table};
+use super::table::Table;
 use super::transition::Transition;
-use super::file;
 use crate::layout::registry::rows::LIVE;
 use crate::layout::registry::{LIFE, Process, TableId};
 use crate::sys::directory::Directory;
@@ -26,17 +26,18 @@ pub struct Member {
     /// Of the table that `me` is a row of.
     table: [u8; 16],
     pub me: ProcessId,
-    _life: Kept,
+    life: Kept,
 }
 
 impl Member {
-    /// Still in this table: our row says so, and our life lock is held (a daemon may have closed it).
+    /// Still in this table: our row says so, and our life lock's descriptor was not closed (daemons close everything).
     pub fn valid(&self, uuid: [u8; 16], table: &mut FileTable<'_>, oracle: &mut LifeLocks<'_>) -> Result<bool> {
-        if self.table != uuid || self.me.slot >= table.heads().processes {
+        if self.table != uuid || self.me.slot >= table.heads().processes || self.life.fd().is_none() {
             return Ok(false);
         }
+        oracle.know(self.me.slot, true);
         let row: Process = table.get(self.me.slot)?;
-        Ok(row.state == LIVE && row.generation == self.me.generation && oracle.holds(self.me.slot)?)
+        Ok(row.state == LIVE && row.generation == self.me.generation)
     }
 
     /// Enters this process and what it holds, and sweeps. The caller commits; the leases are for those who hold.
@@ -87,6 +88,6 @@ impl Member {
             }
         }
         transition.sweep()?;
-        Ok((Self { table: uuid, me, _life: life }, leases))
+        Ok((Self { table: uuid, me, life }, leases))
     }
 }

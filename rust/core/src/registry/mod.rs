@@ -218,7 +218,7 @@ impl Registry {
         work: impl FnOnce(&mut Inner, BorrowedFd<'_>, FileId, Head) -> Result<R>,
     ) -> Result<R> {
         for _ in 0..MOVES {
-            let kept = match inner.lock.take().filter(|kept| kept.fd().is_some()) {
+            let kept = match inner.lock.take() {
                 Some(kept) => kept,
                 None => Kept::open(0, || file::open(&self.directory, &self.name))
                     .map_err(|error| file::explain(&self.directory, &self.name, error))?,

@@ -162,4 +162,3 @@ impl Table for FileTable<'_> {
         self.changes.unlinked.push(uuid);
     }
 }
-

@@ -108,7 +108,7 @@ pub struct AcquireRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Acquired {
     /// READY: open one of the holders' descriptors (or the posix name), then ask `take_lease`, in the same lock hold.
-    /// `holders` are those of the caller's PID namespace, living, newest first, at most 8 a time;
+    /// `holders` are those of the caller's PID namespace, living, newest first, some at a time;
     /// `foreign`: living holders in other PID namespaces exist.
     Attach {
         segment: u32,
@@ -120,15 +120,31 @@ pub enum Acquired {
         constructor: Constructor,
     },
     /// The caller loads. `retry`: somebody's constructor failed before.
-    Load { ticket: Ticket, retry: bool },
+    Load {
+        ticket: Ticket,
+        retry: bool,
+    },
     /// Another process loads: sleep on the futex word, then ask again with `waited`.
-    Wait { loader: Identity, since: u64, episode: u64, futex_word: u32, futex_value: u32 },
+    Wait {
+        loader: Identity,
+        since: u64,
+        episode: u64,
+        futex_word: u32,
+        futex_value: u32,
+    },
     /// Known not to be shareable (the caller now counts among those who saw it).
-    Unshareable { reason: String },
+    Unshareable {
+        reason: String,
+    },
     /// The constructor failed twice in the episode the caller waited in: load by yourself.
-    GoPrivate { reason: String },
+    GoPrivate {
+        reason: String,
+    },
     /// Two loaders in a row died while the cgroup's OOM counter moved.
-    OutOfMemory { deaths: u32, need: u64 },
+    OutOfMemory {
+        deaths: u32,
+        need: u64,
+    },
     NotFound,
 }
 
@@ -136,8 +152,12 @@ pub enum Acquired {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ended {
     /// The constructor raised, or the object could not be rebuilt.
-    Failed { reason: String },
-    Unshareable { reason: String },
+    Failed {
+        reason: String,
+    },
+    Unshareable {
+        reason: String,
+    },
     /// Nothing is wrong with the model; it just was not published (timeout, KeyboardInterrupt, no room here).
     GaveUp,
 }
@@ -162,11 +182,18 @@ pub struct PublishRequest {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Published {
-    Ready { generation: u64, lease: LeaseId },
+    Ready {
+        generation: u64,
+        lease: LeaseId,
+    },
     /// The tag was replaced while the caller loaded: discard the segment and acquire again.
     Superseded,
     /// Not asked to replace: who has it.
-    Exists { holder: Option<Identity>, since: u64, loading: bool },
+    Exists {
+        holder: Option<Identity>,
+        since: u64,
+        loading: bool,
+    },
 }
 
 /// A row of `list`.

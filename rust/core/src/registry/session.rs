@@ -175,10 +175,7 @@ impl<'s> Session<'s> {
     }
 
     /// All of a verb or nothing. Where a table is full, everything dead is swept away and the verb tried again.
-    fn verb<R>(
-        &mut self,
-        verb: impl Fn(&mut Transition<'_, FileTable<'s>, LifeLocks<'s>>) -> Result<R>,
-    ) -> Result<R> {
+    fn verb<R>(&mut self, verb: impl Fn(&mut Transition<'_, FileTable<'s>, LifeLocks<'s>>) -> Result<R>) -> Result<R> {
         let before = self.table.changes().clone();
         let mut done = verb(&mut self.transition());
         if matches!(done, Err(Error::Full { .. })) {

@@ -30,7 +30,9 @@ impl Outline {
     pub fn new(skeleton_bytes: u64, buffers: &[(u64, u64)], data_bytes: u64) -> Result<Self> {
         let count = buffers.len() as u64;
         let plan = Plan::new(count, skeleton_bytes, data_bytes).ok_or_else(|| {
-            Error::Unshareable(format!("{count} buffers, a skeleton of {skeleton_bytes} bytes: beyond the format's limits"))
+            Error::Unshareable(format!(
+                "{count} buffers, a skeleton of {skeleton_bytes} bytes: beyond the format's limits"
+            ))
         })?;
         let mut rows = Vec::with_capacity(buffers.len());
         let mut end = 0;
@@ -69,8 +71,15 @@ impl Outline {
         };
         let id = object::identify(&fd)?;
         let huge = huge_pages_by_advice().then(|| Mapping::shared_for_filling(&fd, self.total_bytes() as usize).ok());
-        let filling =
-            Filling { outline: self, backend, fd, id, window: huge.flatten(), skeleton_crc: crc32fast::hash(skeleton), next: 0 };
+        let filling = Filling {
+            outline: self,
+            backend,
+            fd,
+            id,
+            window: huge.flatten(),
+            skeleton_crc: crc32fast::hash(skeleton),
+            next: 0,
+        };
         filling.put(filling.outline.plan.skeleton_offset, skeleton)?;
         Ok(filling)
     }

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use crossbeam_queue::SegQueue;
 
-use super::publish::Publishing;
 use super::Store;
+use super::publish::Publishing;
 use super::view::{Place, Retired, View};
 use crate::registry::request::{Ended, Ticket};
 use crate::sys::fork;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::held::Held;
 use super::process;
 use super::{Ask, Attached, Store, check_key, now};
-use crate::registry::request::{Backend, Ended, Published, PublishRequest, SegmentFacts, Ticket};
+use crate::registry::request::{Backend, Ended, PublishRequest, Published, SegmentFacts, Ticket};
 use crate::segment::writer::{Filling, Outline, Sealed};
 use crate::store::View;
 use crate::sys::memory::Victim;
@@ -39,7 +39,9 @@ pub struct Announced {
 /// What became of it.
 #[derive(Debug)]
 pub enum Outcome {
-    Ready { generation: u64 },
+    Ready {
+        generation: u64,
+    },
     /// The tag was replaced while we loaded: attach to what is there now.
     Superseded,
 }
@@ -92,18 +94,16 @@ impl Store {
     }
 
     fn exists(&self, ask: &Ask, holder: &str) -> Error {
-        Error::Exists {
-            key: ask.key.to_string(),
-            namespace: self.place.namespace.clone(),
-            holder: holder.to_owned(),
-        }
+        Error::Exists { key: ask.key.to_string(), namespace: self.place.namespace.clone(), holder: holder.to_owned() }
     }
 
     fn backends(&self, announced: &Announced) -> Result<Vec<Backend>> {
         Ok(match announced.backend {
             // A pinned model outlives its holders: no memfd does.
             Some(Backend::Memfd) if announced.pin => {
-                return Err(Error::BadName("pin=True needs a name to live on: backend \"posix\" or \"auto\", not \"memfd\"".into()));
+                return Err(Error::BadName(
+                    "pin=True needs a name to live on: backend \"posix\" or \"auto\", not \"memfd\"".into(),
+                ));
             }
             Some(backend) => vec![backend],
             None if announced.pin => vec![Backend::Posix],
@@ -119,7 +119,13 @@ impl Store {
         Ok(living.iter().any(|other| other.pid_namespace != own))
     }
 
-    fn reserve(self: &Arc<Self>, ask: &Ask, announced: &Announced, outline: Outline, backend: Backend) -> Result<Publishing> {
+    fn reserve(
+        self: &Arc<Self>,
+        ask: &Ask,
+        announced: &Announced,
+        outline: Outline,
+        backend: Backend,
+    ) -> Result<Publishing> {
         let bytes = outline.total_bytes();
         let victim = self.check_room(announced, backend, bytes)?;
         let uuid = outline.uuid;
@@ -319,7 +325,9 @@ impl Publishing {
             Published::Superseded => Ok(Outcome::Superseded),
             Published::Exists { holder, loading, .. } => {
                 let who = holder.map_or("nobody living".into(), |who| format!("process {} ({})", who.pid, who.name));
-                Err(self.store.exists(&self.ask, &if loading { format!("{who} is loading it") } else { format!("{who} has it") }))
+                Err(self
+                    .store
+                    .exists(&self.ask, &if loading { format!("{who} is loading it") } else { format!("{who} has it") }))
             }
         }
     }

@@ -51,7 +51,13 @@ pub struct Retired {
 
 impl View {
     pub(super) fn new(mapping: Mapping, uuid: [u8; 16], place: Arc<Place>) -> Self {
-        Self { mapping: Some(mapping), uuid, place, inherited: OnceLock::new(), counted_in: AtomicU64::new(fork::generation()) }
+        Self {
+            mapping: Some(mapping),
+            uuid,
+            place,
+            inherited: OnceLock::new(),
+            counted_in: AtomicU64::new(fork::generation()),
+        }
     }
 
     pub fn uuid(&self) -> [u8; 16] {

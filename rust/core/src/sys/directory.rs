@@ -32,7 +32,11 @@ impl Directory {
         if (stat.st_uid != me && stat.st_uid != 0) || (others_may_write && !sticky) {
             return Err(Error::Untrusted {
                 place: shown,
-                why: format!("owner {}, mode {:o}: others could replace files in it", stat.st_uid, stat.st_mode & 0o7777),
+                why: format!(
+                    "owner {}, mode {:o}: others could replace files in it",
+                    stat.st_uid,
+                    stat.st_mode & 0o7777
+                ),
                 remedy: "Use a directory that you or root own, private or with the sticky bit",
             });
         }

@@ -130,10 +130,8 @@ impl Mapping {
         let failed = |errno| Error::os("madvise(MADV_POPULATE_WRITE)", "segment", errno);
         // SAFETY: whole pages of our range, none beyond the object's last page: it may be cut by nobody, as it is unnamed
         // or ours, and still unpublished.
-        unsafe {
-            mm::madvise(self.address.as_ptr().wrapping_byte_add(first), length, Advice::LinuxPopulateWrite)
-        }
-        .map_err(failed)?;
+        unsafe { mm::madvise(self.address.as_ptr().wrapping_byte_add(first), length, Advice::LinuxPopulateWrite) }
+            .map_err(failed)?;
         // SAFETY: `source` is valid for its length; the destination [offset, end) was checked to lie in the range and its
         // pages are present; the two cannot overlap, as nobody has a reference into the mapping.
         unsafe {

@@ -23,7 +23,8 @@ pub struct Room {
 
 /// Memory that may still be taken: the tightest of the machine's and of the memory cgroups in sight.
 pub fn memory() -> Room {
-    let machine = memory_available().map(|free| Room { free, limit: "MemAvailable in /proc/meminfo".into(), cgroup: false });
+    let machine =
+        memory_available().map(|free| Room { free, limit: "MemAvailable in /proc/meminfo".into(), cgroup: false });
     machine.into_iter().chain(cgroups()).min_by_key(|room| room.free).unwrap_or_else(unlimited)
 }
 
@@ -123,7 +124,8 @@ fn mount_of(mounts: &str, v2: bool) -> Option<(String, String)> {
         let mut right = right.split(' ');
         let kind = right.next()?;
         let options = right.next_back()?;
-        let fits = if v2 { kind == "cgroup2" } else { kind == "cgroup" && options.split(',').any(|name| name == "memory") };
+        let fits =
+            if v2 { kind == "cgroup2" } else { kind == "cgroup" && options.split(',').any(|name| name == "memory") };
         let mut left = left.split(' ').skip(3);
         fits.then_some((left.next()?.to_owned(), left.next()?.to_owned()))
     })

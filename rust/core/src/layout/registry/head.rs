@@ -94,8 +94,7 @@ impl Heads {
 
 impl Stamp {
     pub fn new(uuid: [u8; 16]) -> Self {
-        let mut stamp =
-            Self { magic: MAGIC, format: FORMAT, layout: layout(), uuid, reserved: [0; 28], checksum: 0 };
+        let mut stamp = Self { magic: MAGIC, format: FORMAT, layout: layout(), uuid, reserved: [0; 28], checksum: 0 };
         stamp.checksum = stamp.sum();
         stamp
     }

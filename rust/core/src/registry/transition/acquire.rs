@@ -7,8 +7,8 @@ use crate::Result;
 use crate::layout::registry::rows::{LOADING, POSIX, READY, UNSHAREABLE};
 use crate::layout::registry::{Entry, Lease, NONE, Process, Segment, TableId, Word};
 
-/// Holders named at a time: one to open, and others where it refuses.
-const HOLDERS: usize = 8;
+/// Holders named at a time: one to open, and others where it refuses. Each costs a question to the kernel.
+const HOLDERS: usize = 4;
 /// This many loaders in a row killed for lack of memory, and callers are told instead of killed.
 const DEATHS: u32 = 2;
 

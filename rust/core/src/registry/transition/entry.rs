@@ -29,11 +29,7 @@ pub fn bucket_of(hash: [u8; 16], buckets: u32) -> u32 {
 }
 
 pub(super) fn key(entry: &Entry) -> Key {
-    Key {
-        tag: entry.tag.to_text(),
-        version: entry.version.to_text(),
-        compatibility: entry.compatibility.to_text(),
-    }
+    Key { tag: entry.tag.to_text(), version: entry.version.to_text(), compatibility: entry.compatibility.to_text() }
 }
 
 pub(super) fn loader(entry: &Entry) -> ProcessId {

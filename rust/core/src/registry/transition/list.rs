@@ -52,11 +52,9 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         };
         Ok(match found.state {
             READY | UNSHAREABLE => match self.current(index)? {
-                Some((current, row)) if row.state == WITNESSES => Some(Listed {
-                    state: State::Unshareable,
-                    holders: self.holders(current)?,
-                    ..bare
-                }),
+                Some((current, row)) if row.state == WITNESSES => {
+                    Some(Listed { state: State::Unshareable, holders: self.holders(current)?, ..bare })
+                }
                 Some((current, row)) => Some(self.content(current, &row, found)?),
                 None => None,
             },
@@ -94,7 +92,11 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             steps.next(self.table, "leases of a segment")?;
             let found = self.lease_of(at, index)?;
             if let Some(holder) = self.living(lease::owner(&found))? {
-                holders.push(Holder { lease: lease::id(at, &found), identity: process::identity(&holder), fd: found.fd });
+                holders.push(Holder {
+                    lease: lease::id(at, &found),
+                    identity: process::identity(&holder),
+                    fd: found.fd,
+                });
             }
             at = found.next;
         }

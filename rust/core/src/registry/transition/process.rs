@@ -9,15 +9,10 @@ use crate::layout::registry::text::Text;
 use crate::layout::registry::{Lease, Process};
 
 /// Rows of each kind that a transaction looks at beside its own work, so that what the dead left does not pile up.
-pub const BYSTANDERS: u32 = 2;
+pub const BYSTANDERS: u32 = 1;
 
 pub(super) fn identity(row: &Process) -> Identity {
-    Identity {
-        pid: row.pid,
-        pid_namespace: row.pid_namespace,
-        start_time: row.start_time,
-        name: row.name.to_text(),
-    }
+    Identity { pid: row.pid, pid_namespace: row.pid_namespace, start_time: row.start_time, name: row.name.to_text() }
 }
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
