@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,28 @@ def memory() -> dict[str, int]:
 
 def environment(name: str, value: str) -> None:
     os.environ[name] = value
+
+
+def mapped() -> list[str]:
+    """Mappings of segments in this process, one line of /proc/self/maps each."""
+    with Path("/proc/self/maps").open() as lines:
+        return [line for line in lines if "/memfd:onecopy" in line or re.search(r"/onecopy-v\d+-.*-[0-9a-f]{32}", line)]
+
+
+def torch_publish(namespace: str, tag: str, wide: int) -> float:
+    import torch
+
+    torch.manual_seed(7)
+    layers = torch.nn.Sequential(torch.nn.Linear(wide, wide), torch.nn.BatchNorm1d(wide), torch.nn.Linear(wide, wide))
+    KEPT[tag] = onecopy.Store(namespace).publish(tag, layers.eval())
+    return torch_total(tag)
+
+
+def torch_attach(namespace: str, tag: str) -> float:
+    KEPT[tag] = onecopy.Store(namespace).attach(tag)
+    return torch_total(tag)
+
+
+def torch_total(tag: str) -> float:
+    """The sum of the first layer's weights."""
+    return float(KEPT[tag].object[0].weight.double().sum())

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import signal
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,15 +23,11 @@ class Collect(beam.DoFn):
         self.room = str(room)
 
     def process(self, element):
-        import pickle
-
         with Path(self.room, f"{os.getpid()}.elements").open("ab") as file:
             pickle.dump(element, file)
 
 
 def collected(room):
-    import pickle
-
     elements = []
     for path in Path(room).glob("*.elements"):
         with path.open("rb") as file:
@@ -41,36 +39,38 @@ def collected(room):
     return elements
 
 
-def run(build, room, workers, *flags):
+def run(build, room, workers, *, mode="multi_processing", environment=None):
     """Run the PCollection that `build(pipeline)` returns in `workers` processes. Returns (elements, metrics by name).
 
-    A counter is an int, a distribution (sum, count).
+    A counter is an int, a distribution (sum, count), over all steps; 0 where there was no update.
     """
-    options = PipelineOptions(
-        ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}", *flags], pipeline_type_check=False
-    )
-    pipeline = beam.Pipeline(runner=FnApiRunner(), options=options)
+    flags = [f"--direct_num_workers={workers}"]
+    if environment is None:
+        flags.append(f"--direct_running_mode={mode}")
+    options = PipelineOptions(flags, pipeline_type_check=False)
+    pipeline = beam.Pipeline(runner=FnApiRunner(default_environment=environment), options=options)
     _ = build(pipeline) | "Collect" >> beam.ParDo(Collect(room))
     result = pipeline.run()
     result.wait_until_finish()
     asked = result.metrics().query()
-    metrics = {one.key.metric.name: one.committed for one in asked["counters"]}
-    metrics |= {one.key.metric.name: (one.committed.sum, one.committed.count) for one in asked["distributions"]}
+    metrics = Counter()
+    for one in asked["counters"]:
+        metrics[one.key.metric.name] += one.committed
+    for one in asked["distributions"]:
+        total, count = metrics[one.key.metric.name] or (0, 0)
+        metrics[one.key.metric.name] = total + one.committed.sum, count + one.committed.count
     return collected(room), metrics
 
 
 def infer(handler, examples, **kwargs):
     """A pipeline that spreads `examples` over the workers and runs inference on them."""
     return lambda pipeline: (
-        pipeline
-        | beam.Create(examples, reshuffle=False)
-        | beam.Reshuffle()
-        | RunInference(handler, **kwargs)
+        pipeline | beam.Create(examples, reshuffle=False) | beam.Reshuffle() | RunInference(handler, **kwargs)
     )
 
 
 @contextmanager
-def doorkeeper(room, workers, look=lambda facts: None):
+def doorkeeper(room, workers, look=lambda _: None):
     """When `workers` processes have come to `meet` in the room, calls `look` with what each said, then lets them go.
 
     Yields a list that holds `look`'s result afterwards.

@@ -21,11 +21,14 @@ def untouched_switch(monkeypatch):
 
 @pytest.fixture
 def namespace(namespace):
-    """The namespace of the test; what handlers keep until the process exits is let go of before it is looked at."""
+    """The namespace of the test; what handlers and Beam keep until the process exits is let go of before it is looked at."""
     yield namespace
+    from apache_beam.utils import shared
+
     from onecopy.beam import loaded
 
     loaded._kept.clear()
+    shared._shared_map._keepalive = (None, None)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The families of Beam's own handlers, in two processes each, against the handler without the wrapper."""
 
+import os
 import pickle
+import sys
 from pathlib import Path
 
 import apache_beam as beam
@@ -13,7 +15,8 @@ from beam_jobs import doorkeeper, run
 
 from onecopy.beam import SharedMemoryModelHandler
 
-pytestmark = pytest.mark.beam
+# Beam leaves the files of models to the garbage collector.
+pytestmark = [pytest.mark.beam, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "copy", "of", "the", "model", "per", "machine"]
 
 
@@ -53,7 +56,7 @@ def test_sklearn(room, namespace):
     rng = np.random.default_rng(0)
     inputs, outputs = rng.standard_normal((2000, 64)), rng.standard_normal(2000)
     models = {
-        "mlp": MLPRegressor((1024, 256), max_iter=1, solver="sgd").fit(inputs[:50], outputs[:50]),
+        "mlp": MLPRegressor(hidden_layer_sizes=(1024, 256), max_iter=1, solver="sgd").fit(inputs[:50], outputs[:50]),
         "neighbours": KNeighborsRegressor(algorithm="brute").fit(np.repeat(inputs, 2, 0), np.repeat(outputs, 2)),
     }
     examples = list(rng.standard_normal((8, 64)))
@@ -72,9 +75,23 @@ def test_sklearn(room, namespace):
 
 
 @pytest.fixture
-def tiny_bert(room):
-    transformers = pytest.importorskip("transformers")
+def without_triton(room, monkeypatch):
+    """TensorFlow and Triton bring an LLVM each, and a process that imports TensorFlow first aborts at the other one.
+
+    torch imports Triton where it is installed: with torch's CUDA wheel.
+    """
+    folder = Path(room, "site")
+    folder.mkdir()
+    Path(folder, "sitecustomize.py").write_text("import sys\nsys.modules['triton'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}")
+    if "triton" not in sys.modules:
+        monkeypatch.setitem(sys.modules, "triton", None)
+
+
+@pytest.fixture
+def tiny_bert(room, without_triton):
     pytest.importorskip("tensorflow")  # Beam's Hugging Face handlers import it
+    transformers = pytest.importorskip("transformers")
     path = Path(room, "tiny-bert")
     config = transformers.BertConfig(
         vocab_size=4096, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256
@@ -102,7 +119,9 @@ def test_hugging_face(room, tiny_bert, namespace):
             [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids],
         ),
         "pipeline": (
-            HuggingFacePipelineModelHandler("feature-extraction", tiny_bert, device="CPU", max_batch_size=1),
+            HuggingFacePipelineModelHandler(
+                "feature-extraction", tiny_bert, device="CPU", load_pipeline_args={"framework": "pt"}, max_batch_size=1
+            ),
             ["one copy", "of the model", "per machine", "the machine of the model"],
         ),
     }
@@ -110,7 +129,10 @@ def test_hugging_face(room, tiny_bert, namespace):
     inner["tensor"][0].get_num_bytes = len
     results, metrics = in_two_processes(
         room,
-        {name: (SharedMemoryModelHandler(one, namespace=namespace), examples) for name, (one, examples) in inner.items()},
+        {
+            name: (SharedMemoryModelHandler(one, namespace=namespace), examples)
+            for name, (one, examples) in inner.items()
+        },
     )
     assert (metrics["shared_model_published_counter"], metrics["shared_model_attached_counter"]) == (3, 3)
     for name, (one, examples) in inner.items():

@@ -1,15 +1,21 @@
 """RunInference in several SDK worker processes: one load, one copy, the outputs of the handler without the wrapper."""
 
 import functools
+import os
+import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import apache_beam as beam
+import grpc
 import pytest
 import torch
+from apache_beam.ml.inference.base import RunInference
 from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
-from beam_handlers import WIDTH, Net, WithState, count, counted, meeting_tensor_fn
+from apache_beam.transforms.environments import ExternalEnvironment
+from beam_handlers import WIDTH, Arrays, Net, WithState, count, counted, meeting_tensor_fn
 from beam_jobs import doorkeeper, infer, kill, mappings_with, run, wait_for
 
 from onecopy.beam import SharedMemoryModelHandler
@@ -65,7 +71,7 @@ def test_one_copy(room, weights, namespace, workers):
 
     assert metrics["shared_model_published_counter"] == 1
     assert metrics["shared_model_attached_counter"] == workers - 1
-    assert "shared_model_fallback_counter" not in metrics
+    assert metrics["shared_model_fallback_counter"] == 0
     total, count = metrics["shared_model_byte_size"]
     assert (total // count, count) == (4 * sum(one.numel() for one in Net().parameters()), workers)
     assert metrics["private_model_byte_size"][1] == workers
@@ -158,7 +164,7 @@ sys.stdin.read()
     try:
         wait_for(Path(room, "loaded"))
         shared = SharedMemoryModelHandler(handler, model_identifier="net", namespace=namespace)
-        with doorkeeper(room, 2, lambda facts: kill(loader)) as seen:
+        with doorkeeper(room, 2, lambda _: kill(loader)) as seen:
             results, metrics = run(infer(shared, examples, inference_args={"room": room}), room, 2)
     finally:
         loader.stdin.close()
@@ -184,7 +190,6 @@ def test_switched_off_loads_in_every_process(room, weights, namespace, monkeypat
 
 def test_the_option_reaches_workers_that_get_options(room, weights, namespace):
     """FnApiRunner sends its workers no options; the portable runner does."""
-    pytest.importorskip("grpc")
     script = f"""
 import apache_beam as beam, torch
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -213,3 +218,47 @@ with beam.Pipeline(options=options) as pipeline:
     assert len(collected(room)) == 1
     assert len(counted(room, "loads")) == 1
     del published
+
+
+def test_workers_of_a_pool(room, weights, namespace, monkeypatch):
+    """As on Flink with a worker pool in the container: the pool starts the workers, which get no pipeline options."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it starts `python`
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    pool = subprocess.Popen(
+        [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with grpc.insecure_channel(f"localhost:{port}") as channel:
+            grpc.channel_ready_future(channel).result()
+        handler = SharedMemoryModelHandler(torch_handler(weights, room), namespace=namespace)
+        with doorkeeper(room, 2) as seen:
+            results, metrics = run(
+                infer(handler, [torch.ones(WIDTH)] * 8, inference_args={"room": room}), room, 2,
+                environment=ExternalEnvironment(f"localhost:{port}"),
+            )  # fmt: skip
+    finally:
+        pool.terminate()
+        pool.wait()
+    assert (len(results), len(seen)) == (8, 1)
+    assert len(counted(room, "loads")) == 1
+    assert (metrics["shared_model_published_counter"], metrics["shared_model_attached_counter"]) == (1, 1)
+
+
+def test_in_a_forked_subprocess(room, namespace):
+    """`with_exception_handling(use_subprocess=True)` forks the worker, which may have the model already."""
+    handler = SharedMemoryModelHandler(Arrays(room), namespace=namespace)
+    model = handler.load_model()
+
+    def build(pipeline):
+        results, _ = (
+            pipeline | beam.Create(range(4)) | RunInference(handler).with_exception_handling(use_subprocess=True)
+        )
+        return results
+
+    results, _ = run(build, room, 1, mode="in_memory")
+    assert [total for total, _ in results] == [model.total()] * 4
+    assert {pid for _, pid in results}.isdisjoint({os.getpid()})
+    assert counted(room, "loads") == [os.getpid()]

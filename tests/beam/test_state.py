@@ -32,12 +32,12 @@ def difference(handler, change):
 
 
 def test_nothing_changed():
-    assert difference(Handler(), lambda handler: None) == []
+    assert difference(Handler(), lambda _: None) == []
 
 
 def test_equal_values_are_no_change():
     def change(handler):
-        handler.path = "".join(["a"])
+        handler.path = str(b"a", "ascii")
         handler.words = ["one"]
 
     assert difference(Handler(), change) == []
@@ -115,7 +115,7 @@ def test_the_model_itself_is_not_kept():
 def test_a_handler_that_refers_to_itself():
     handler = Handler()
     handler.me = handler
-    assert difference(handler, lambda one: None) == []
+    assert difference(handler, lambda _: None) == []
     assert {name for _, name, _, _ in difference(handler, lambda one: setattr(one, "new", 1))} >= {"new"}
 
 

@@ -14,7 +14,7 @@ from onecopy.beam import threads
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr(threads, "_told", False)
+    monkeypatch.setattr(threads, "_told", [])
     yield
     torch.set_num_threads(before)
 

@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 
 import apache_beam as beam
-import numpy as np
 import pytest
 from apache_beam.ml.inference.base import ModelHandler, ModelMetadata
-from beam_handlers import Versioned, counted
+from beam_handlers import Versioned, Weights, counted
 from beam_jobs import doorkeeper, infer, run
 
 from onecopy import Store
@@ -29,11 +28,6 @@ class Attributes(ModelHandler):
 
     def run_inference(self, batch, model, inference_args=None):
         return [self.model is model for _ in batch]
-
-
-class Weights:
-    def __init__(self):
-        self.array = np.arange(1 << 18)
 
 
 @pytest.fixture
@@ -127,7 +121,9 @@ def test_one_identifier_is_one_model(room, paths, namespace):
 
 def test_one_identifier_with_another_class(room, paths, namespace, caplog):
     with caplog.at_level(logging.WARNING, "onecopy"):
-        mine = SharedMemoryModelHandler(Versioned(room, paths[0]), namespace=namespace, model_identifier="m").load_model()
+        mine = SharedMemoryModelHandler(
+            Versioned(room, paths[0]), namespace=namespace, model_identifier="m"
+        ).load_model()
         assert not caplog.records
         other = SharedMemoryModelHandler(Other(room, paths[0]), namespace=namespace, model_identifier="m").load_model()
     (record,) = caplog.records

@@ -65,14 +65,16 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         # Not `super().__init__()`: what it would set on us (`_env_vars`, batching) is the inner handler's to answer.
         if not isinstance(base, ModelHandler):
             raise TypeError(f"SharedMemoryModelHandler wraps a ModelHandler of Beam, not {base!r}")
-        if model_identifier is not None and not (isinstance(model_identifier, str) and model_identifier):
+        if model_identifier is not None and (not isinstance(model_identifier, str) or not model_identifier):  # type: ignore[redundant-expr]
             raise ValueError(f"model_identifier must be a non-empty string, not {model_identifier!r}")
         if on_unshareable not in ("warn", "raise"):
             raise ValueError(f"on_unshareable must be 'warn' or 'raise', not {on_unshareable!r}")
         for name, seconds in (("timeout", timeout), ("linger", linger)):
             if seconds is not None and not seconds >= 0:
                 raise ValueError(f"{name} must be seconds, 0 or more, or None, not {seconds!r}")
-        if torch_num_threads not in (None, "auto") and not (isinstance(torch_num_threads, int) and torch_num_threads > 0):
+        if torch_num_threads not in (None, "auto") and not (
+            isinstance(torch_num_threads, int) and torch_num_threads > 0
+        ):
             raise ValueError(f"torch_num_threads must be a number above 0, 'auto' or None, not {torch_num_threads!r}")
         self._base = base
         self._own_name = uuid.uuid4().hex
@@ -102,7 +104,9 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         if self._active():
             model = self._share()
         elif switch.position() == "require":
-            raise UnshareableError(f"ONECOPY=require, but the model of {self._base!r} is not shared: {self._why_transparent}")
+            raise UnshareableError(
+                f"ONECOPY=require, but the model of {self._base!r} is not shared: {self._why_transparent}"
+            )
         else:
             model = self._base.load_model()
         threads.apply(self._torch_num_threads)
@@ -114,7 +118,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         """`base.run_inference`, on a `base` that looks as if it had loaded the model itself."""
         if self._active():
             model = self._before_inference(model)
-        return self._base.run_inference(batch, model, inference_args)
+        return self._base.run_inference(batch, model, inference_args)  # type: ignore[no-any-return]
 
     def update_model_path(self, model_path: str | None = None) -> None:
         # As Beam's families do: no path means the one before.
@@ -204,6 +208,6 @@ def _answered_by_base(name: str) -> Callable[..., Any]:
 # Beam has, and that are not defined above, are the inner handler's.
 _AROUND_US = {"with_preprocess_fn", "with_postprocess_fn", "with_no_batching"}
 for _name, _method in vars(ModelHandler).items():
-    if inspect.isfunction(_method) and not _name.startswith("_"):
-        if _name not in vars(SharedMemoryModelHandler) and _name not in _AROUND_US:
-            setattr(SharedMemoryModelHandler, _name, _answered_by_base(_name))
+    _is_ours = _name in vars(SharedMemoryModelHandler) or _name in _AROUND_US or _name.startswith("_")
+    if inspect.isfunction(_method) and not _is_ours:
+        setattr(SharedMemoryModelHandler, _name, _answered_by_base(_name))

@@ -65,7 +65,7 @@ def unwrap(model: Any) -> Any:
     """What `run_inference` of the inner handler expects: the model itself, or the next of several served copies."""
     if isinstance(model, Boxed):
         return model.model
-    if isinstance(model, base._SharedModelWrapper):
+    if isinstance(model, base._SharedModelWrapper):  # noqa: SLF001
         return model.next_model()
     return model
 

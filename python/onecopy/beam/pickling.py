@@ -28,5 +28,5 @@ def pickler_class() -> type:
 @functools.cache
 def _with_locks(parent: Any) -> type:
     # As with Beam's own `pickler.dumps`, a lock becomes a new lock.
-    locks = {_LOCK: lambda lock: (threading.Lock, ()), _RLOCK: lambda lock: (threading.RLock, ())}
+    locks = {_LOCK: lambda _: (threading.Lock, ()), _RLOCK: lambda _: (threading.RLock, ())}
     return type("BeamPickler", (parent,), {"dispatch_table": ChainMap(locks, parent.dispatch_table)})

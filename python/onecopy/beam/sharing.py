@@ -101,7 +101,9 @@ def warn_of_namesakes(wish: Wish) -> None:
     except (ImportError, OneCopyError):  # no store to have them in
         return
     # The table may show a long version cut short.
-    others = sorted({version.split(":")[0] for version in versions if not wish.version.startswith(version)} - {wish.owner})
+    others = sorted(
+        {version.split(":")[0] for version in versions if not wish.version.startswith(version)} - {wish.owner}
+    )
     if others:
         logger.warning(
             "model_identifier %r is used by %s too: this %s does not share with it, and has a copy of its own",
@@ -135,11 +137,11 @@ def _served(load: Callable[[], Any], handler: base.ModelHandler, wish: Wish) -> 
     """
     copies = int(handler.model_copies())
     # Beam joins the tag to a directory: with a model path in it, its files would land beside the model.
-    name = "\0".join((wish.place.namespace, wish.tag, wish.version))
+    name = f"{wish.place.namespace}\0{wish.tag}\0{wish.version}"
     tag = "onecopy-" + hashlib.sha256(name.encode()).hexdigest()[:32]
     loaders = [load, *[handler.load_model] * (copies - 1)]
     models = [
         MultiProcessShared(loader, tag=one, always_proxy=True).acquire()
-        for loader, one in zip(loaders, base._get_tags_for_copies(tag, copies), strict=True)
+        for loader, one in zip(loaders, base._get_tags_for_copies(tag, copies), strict=True)  # noqa: SLF001
     ]
-    return base._SharedModelWrapper(models, tag) if copies > 1 else models[0]
+    return base._SharedModelWrapper(models, tag) if copies > 1 else models[0]  # noqa: SLF001

@@ -10,7 +10,7 @@ from apache_beam.options.value_provider import RuntimeValueProvider
 
 logger = logging.getLogger(__name__)
 Threads = int | Literal["auto"] | None
-_told = False
+_told: list[bool] = []
 
 
 def apply(setting: Threads) -> None:
@@ -25,9 +25,8 @@ def apply(setting: Threads) -> None:
     processes, available = sdk_workers(), cpus()
     if setting is not None:
         torch.set_num_threads(max(1, available // processes) if setting == "auto" else setting)
-    global _told
     if not _told and processes * torch.get_num_threads() > 2 * available:
-        _told = True
+        _told.append(True)
         logger.info(
             "%d SDK worker processes with %d torch threads each share %d CPUs; torch_num_threads='auto' would give %d",
             processes, torch.get_num_threads(), available, max(1, available // processes),
@@ -45,7 +44,7 @@ def cpus() -> int:
 
 def sdk_workers() -> int:
     """SDK worker processes on this machine: as many as the options declare or /proc shows, at least this one."""
-    declared = RuntimeValueProvider.get_value("direct_num_workers", int, 0)
+    declared: int = RuntimeValueProvider.get_value("direct_num_workers", int, 0)
     return max(1, declared, sum(map(_is_sdk_worker, Path("/proc").glob("[0-9]*/cmdline"))))
 
 
@@ -55,7 +54,7 @@ def _is_sdk_worker(cmdline: Path) -> bool:
     except OSError:  # it has just ended
         return False
     # Not the `sh -c` that FnApiRunner starts a worker with, and not the worker pool.
-    return b"python" in os.path.basename(program) and any(
+    return b"python" in program.rpartition(b"/")[2] and any(
         b"apache_beam.runners.worker.sdk_worker" in argument for argument in arguments
     )
 

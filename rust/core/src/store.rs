@@ -30,7 +30,7 @@ use crate::segment::reader;
 use crate::sys::directory::Directory;
 use crate::sys::mapping::Mapping;
 use crate::sys::object::{self, Missing, ObjectId};
-use crate::sys::room;
+use crate::sys::{fork, room};
 use crate::{Error, Result};
 
 /// Where segments and registry live, if neither the caller nor `ONECOPY_DIR` says otherwise.
@@ -43,6 +43,8 @@ pub struct Store {
     directory: Arc<Directory>,
     registry: Registry,
     holdings: Holdings,
+    /// The fork generation of the process that opened it: in a child its locks may be held for ever.
+    forks: u64,
 }
 
 impl std::fmt::Debug for Store {
@@ -114,7 +116,7 @@ impl Store {
             Box::new(move || all.all()),
             Box::new(move |uuid, lease| restored.restored(uuid, lease)),
         )?;
-        let store = Arc::new(Self { place: Arc::new(place.clone()), directory, registry, holdings });
+        let store = Arc::new(Self { place: Arc::new(place.clone()), directory, registry, holdings, forks: fork::generation() });
         stores.insert(place, store.clone());
         Ok(store)
     }
@@ -144,8 +146,8 @@ impl Store {
                 let Acquired::Attach { segment, facts, generation, holders, foreign, constructor } = answer else {
                     return Ok(Found::Answer(answer));
                 };
-                if let Some(lease) = self.own_lease(&facts) {
-                    return Ok(Found::Own { facts, lease, constructor });
+                if self.has(&facts) {
+                    return Ok(Found::Own { facts, constructor });
                 }
                 match self.open_segment(session, segment, &facts, &holders)? {
                     Opened::Fd(fd) => {
@@ -176,9 +178,9 @@ impl Store {
         Ok(match found {
             Found::Segment { fd, lease, facts, generation, constructor } => {
                 self.hold(ask, fd, lease, facts, generation, &constructor);
-                Step::Attached(self.view(facts.uuid, &constructor)?)
+                self.view(facts.uuid, constructor)?
             }
-            Found::Own { facts, constructor, .. } => Step::Attached(self.view(facts.uuid, &constructor)?),
+            Found::Own { facts, constructor } => self.view(facts.uuid, constructor)?,
             Found::Dying => Step::Again,
             Found::Refused(why) => Step::Private { reason: why, unshareable: false },
             Found::Answer(Acquired::Load { ticket, .. }) => {
@@ -225,6 +227,10 @@ impl Store {
     /// Removes the registry's file if nobody uses it; false if somebody does.
     pub fn remove_registry_if_unused(&self) -> Result<bool> {
         self.registry.remove_file_if_unused()
+    }
+
+    fn is_ours(&self) -> bool {
+        self.forks == fork::generation()
     }
 
     /// Clean exit: drops our leases and our place in the table. What is mapped stays usable until the process is gone.
@@ -287,10 +293,9 @@ impl Store {
         Ok(true)
     }
 
-    fn own_lease(&self, facts: &SegmentFacts) -> Option<LeaseId> {
-        let holdings = self.holdings.lock();
-        let held = holdings.get(&facts.uuid)?;
-        held.published.filter(|_| held.open()).map(|(_, lease)| lease)
+    /// This process holds the segment, and its descriptor is still open.
+    fn has(&self, facts: &SegmentFacts) -> bool {
+        self.holdings.lock().get(&facts.uuid).is_some_and(|held| held.published.is_some() && held.open())
     }
 
     fn open_segment(
@@ -370,12 +375,13 @@ impl Store {
         }
     }
 
-    /// A view of a segment that this process holds: the one that is there, or a new mapping.
-    fn view(&self, uuid: [u8; 16], constructor: &Constructor) -> Result<Attached> {
+    /// A view of a segment that this process holds: the one that is there, or a new mapping. `Again` where the last view
+    /// of it went just now, and the lease with it.
+    fn view(&self, uuid: [u8; 16], constructor: Constructor) -> Result<Step> {
         let (view, fd, facts, generation) = {
             let mut holdings = self.holdings.lock();
-            let held = holdings.get_mut(&uuid).ok_or_else(|| Error::os("view", "segment", rustix::io::Errno::BADF))?;
-            let (facts, _) = held.published.ok_or_else(|| Error::os("view", "segment", rustix::io::Errno::BADF))?;
+            let Some(held) = holdings.get_mut(&uuid) else { return Ok(Step::Again) };
+            let Some((facts, _)) = held.published else { return Ok(Step::Again) };
             let view = held.view.upgrade();
             // Counted before it exists: the last view to go takes the lease along, and this one is on its way.
             if view.is_none() {
@@ -383,11 +389,10 @@ impl Store {
             }
             (view, held.fd.clone(), facts, held.generation)
         };
-        let made = match view {
-            Some(view) => Ok(view),
-            None => self.map_counted(&fd, facts.uuid, facts.bytes),
+        let view = match view {
+            Some(view) => view,
+            None => self.map_counted(&fd, facts.uuid, facts.bytes)?,
         };
-        let view = made?;
         let contents = reader::read(&fd, &facts, &self.shown(&facts))?;
         let shared_bytes = facts.bytes - contents.data_offset;
         if let Some(held) = self.holdings.lock().get_mut(&uuid) {
@@ -395,15 +400,15 @@ impl Store {
             held.shared_bytes = shared_bytes;
             view.inherits(held.inherited(facts));
         }
-        Ok(Attached {
+        Ok(Step::Attached(Attached {
             view,
             skeleton: contents.skeleton,
             data_offset: contents.data_offset,
             generation,
             shared_bytes,
             facts,
-            constructor: constructor.clone(),
-        })
+            constructor,
+        }))
     }
 
     /// Maps; the caller has counted the view already.
@@ -485,8 +490,6 @@ enum Found {
     },
     Own {
         facts: SegmentFacts,
-        #[allow(dead_code)]
-        lease: LeaseId,
         constructor: Constructor,
     },
     Dying,

@@ -44,7 +44,8 @@ const TESTS: &[(&str, fn())] = &[
 ];
 
 type Role = fn(&Path);
-const ROLES: &[(&str, Role)] = &[("waiter", waiter), ("elector", elector), ("winner", winner), ("member", member), ("sleeper", sleeper)];
+const ROLES: &[(&str, Role)] =
+    &[("waiter", waiter), ("elector", elector), ("winner", winner), ("member", member), ("sleeper", sleeper)];
 
 /// A child that is told to go by a line, and tells what it did by lines.
 struct Process {

@@ -87,10 +87,8 @@ fn with_file(bytes: &[u8], test: impl FnOnce(&Room)) {
 
 /// Where there is something to damage: the head, and the first rows of each table.
 fn places() -> impl Strategy<Value = u64> {
-    let mut ranges: Vec<std::ops::Range<u64>> = TABLES
-        .into_iter()
-        .map(|table| table.offset()..table.place(table.capacity().min(12)))
-        .collect();
+    let mut ranges: Vec<std::ops::Range<u64>> =
+        TABLES.into_iter().map(|table| table.offset()..table.place(table.capacity().min(12))).collect();
     ranges.push(0..128);
     ranges.push(REDO..REDO + 4096);
     prop::sample::select(ranges).prop_flat_map(|range| range)
@@ -135,7 +133,7 @@ fn lie(bytes: &mut [u8], table: TableId, index: u32, field: u32, value: u32) {
     let row = &mut bytes[start..start + table.stride()];
     let body = if table == TableId::Words { row.len() } else { row.len() - 4 };
     let at = (field as usize % (body / 4)) * 4;
-    let value = if value % 3 == 0 { value } else { value % 16 };
+    let value = if value.is_multiple_of(3) { value } else { value % 16 };
     row[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     if body < row.len() {
         let mut sum = crc32fast::Hasher::new();

@@ -281,3 +281,52 @@ fn full_tables_are_swept_before_they_refuse() {
     let census = actor.check();
     assert_eq!((census.entries, census.processes), (0, 1));
 }
+
+/// Needs the right to mount; without it there is nothing to fill.
+#[test]
+fn a_full_file_system_is_a_clean_error_and_releasing_still_works() {
+    let room = Room::new();
+    let mount = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=128k,mode=700", "onecopy-test"])
+        .arg(&room.path)
+        .stderr(std::process::Stdio::null())
+        .status();
+    if !mount.is_ok_and(|status| status.success()) {
+        eprintln!("not run: this user may not mount a tmpfs");
+        return;
+    }
+    let _mounted = Mounted(&room);
+    let (one, two) = (Actor::new(&room.path), Actor::new(&room.path));
+    let held = one.provide("t", Backend::Memfd);
+    two.attach("t").unwrap();
+    // Some other program fills the rest.
+    let filler = File::create(room.path.join("filler")).unwrap();
+    let mut at = 0;
+    while filler.write_at(&[1; 4096], at).is_ok() {
+        at += 4096;
+    }
+    let refused = one.registry.transact(|session| {
+        for number in 0..64 {
+            session.acquire(&registry_support::ask(session, &format!("t{number}"), None))?;
+        }
+        Ok(())
+    });
+    assert!(matches!(refused, Err(Error::NoRoom { .. })), "{refused:?}");
+    let census = two.check();
+    assert_eq!((census.entries, census.leases), (1, 2), "as before");
+    one.release(held);
+    one.registry.leave();
+    two.registry.leave();
+    drop(filler);
+    fs::remove_file(room.path.join("filler")).unwrap();
+    let census = two.check();
+    assert_eq!((census.entries, census.leases, census.processes), (0, 0, 1));
+}
+
+struct Mounted<'r>(&'r Room);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l"]).arg(&self.0.path).status();
+    }
+}

@@ -8,7 +8,7 @@
 
 mod registry_support;
 
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -39,8 +39,16 @@ const CASES: &[Case] = &[
     Case { name: "acquire, to load", before: bystander, verb: |room| with(room, |actor| see(actor.acquire("t"))) },
     Case { name: "acquire, to attach", before: ready, verb: |room| with(room, |actor| see(actor.attach("t"))) },
     Case { name: "acquire, to wait", before: loading, verb: |room| with(room, |actor| see(actor.acquire("t"))) },
-    Case { name: "acquire, after the dead", before: leavings, verb: |room| with(room, |actor| see(actor.acquire("t"))) },
-    Case { name: "acquire what is unshareable", before: unshareable, verb: |room| with(room, |actor| see(actor.acquire("t"))) },
+    Case {
+        name: "acquire, after the dead",
+        before: leavings,
+        verb: |room| with(room, |actor| see(actor.acquire("t"))),
+    },
+    Case {
+        name: "acquire what is unshareable",
+        before: unshareable,
+        verb: |room| with(room, |actor| see(actor.acquire("t"))),
+    },
     Case { name: "holder_gone", before: ready, verb: holder_gone },
     Case { name: "segment_lost", before: ready, verb: segment_lost },
     Case { name: "reserve and make", before: bystander, verb: reserve },
@@ -48,13 +56,29 @@ const CASES: &[Case] = &[
     Case { name: "publish what was loaded", before: bystander, verb: publish },
     Case { name: "publish over a held one", before: ready, verb: replace },
     Case { name: "publish over a pinned one", before: pinned, verb: replace },
-    Case { name: "end loading: failed", before: bystander, verb: |room| end(room, Ended::Failed { reason: "r".into() }) },
-    Case { name: "end loading: unshareable", before: bystander, verb: |room| end(room, Ended::Unshareable { reason: "r".into() }) },
+    Case {
+        name: "end loading: failed",
+        before: bystander,
+        verb: |room| end(room, Ended::Failed { reason: "r".into() }),
+    },
+    Case {
+        name: "end loading: unshareable",
+        before: bystander,
+        verb: |room| end(room, Ended::Unshareable { reason: "r".into() }),
+    },
     Case { name: "end loading: gave up", before: bystander, verb: |room| end(room, Ended::GaveUp) },
     Case { name: "release the last lease", before: bystander, verb: release_last },
     Case { name: "release one of two", before: ready, verb: release_one },
-    Case { name: "remove a held one", before: ready, verb: |room| with(room, |actor| see(actor.transact(|session| session.remove("t", None)))) },
-    Case { name: "remove a pinned one", before: pinned, verb: |room| with(room, |actor| see(actor.transact(|session| session.remove("t", None)))) },
+    Case {
+        name: "remove a held one",
+        before: ready,
+        verb: |room| with(room, |actor| see(actor.transact(|session| session.remove("t", None)))),
+    },
+    Case {
+        name: "remove a pinned one",
+        before: pinned,
+        verb: |room| with(room, |actor| see(actor.transact(|session| session.remove("t", None)))),
+    },
     Case { name: "restore", before: bystander, verb: restore },
     Case { name: "sweep", before: leavings_later, verb: sweep },
     Case { name: "leave", before: ready, verb: leave },
@@ -83,33 +107,72 @@ fn main() {
         kills += after - 1;
     }
     println!("{kills} kills of {} verbs", CASES.len());
+    killed_while_recovering();
 }
 
 /// Runs the case once, with SIGKILL after so many system calls. `false`: the verb was through before.
 fn killed(case: &Case, after: u32) -> bool {
     let room = Room::new();
     let actors = (case.before)(&room);
-    let child = start(case.name, &room.path);
+    let through = kill_in(case.name, &room, after);
+    survives(&format!("{}, killed after {after} system calls", case.name), &room, actors);
+    !through
+}
+
+/// A commit that was cut short is finished by another process, which is killed as well, after each system call.
+fn killed_while_recovering() {
+    let mut kills = 0;
+    for first in 1.. {
+        let mut second = 1;
+        loop {
+            let room = Room::new();
+            let actors = bystander(&room);
+            if kill_in("publish what was loaded", &room, first) {
+                assert!(kills > 20, "no commit was cut short");
+                println!("recovery: killed after each of {kills} system calls");
+                return;
+            }
+            if !cut_short(&room) {
+                break;
+            }
+            let through = kill_in("join", &room, second);
+            survives(&format!("publish killed after {first}, recovery after {second}"), &room, actors);
+            kills += 1;
+            second += 1;
+            if through {
+                break;
+            }
+        }
+    }
+}
+
+/// The counters of page 0 say that a commit was not applied.
+fn cut_short(room: &Room) -> bool {
+    let bytes = std::fs::read(room.registry()).unwrap();
+    bytes[64..72] != bytes[72..80]
+}
+
+/// Runs a case's verb in a child until it was through (`true`) or killed after so many system calls.
+fn kill_in(name: &str, room: &Room, after: u32) -> bool {
+    let mut child = start(name, &room.path);
     let pid = Pid::from_raw(child.id().try_into().unwrap());
-    assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Stopped(pid, Signal::SIGSTOP), "{}", case.name);
+    assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Stopped(pid, Signal::SIGSTOP), "{name}");
     ptrace::setoptions(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL).unwrap();
     let mut stops = 0;
-    let finished = loop {
+    let through = loop {
         ptrace::syscall(pid, None).unwrap();
         match waitpid(pid, None).unwrap() {
             WaitStatus::PtraceSyscall(_) => stops += 1,
             WaitStatus::Stopped(_, Signal::SIGSTOP) => break true,
-            other => panic!("{} after {stops} stops: {other:?}", case.name),
+            other => panic!("{name} after {stops} stops: {other:?}"),
         }
         if stops == 2 * after {
             break false; // an entry and an exit each
         }
     };
     kill(pid, Signal::SIGKILL).unwrap();
-    assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Signaled(pid, Signal::SIGKILL, false));
-    let what = format!("{}, killed after {after} system calls", case.name);
-    survives(&what, &room, actors);
-    !finished
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+    through
 }
 
 /// Everything still works, for those who were there and for those who come.

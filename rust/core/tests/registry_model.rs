@@ -190,7 +190,8 @@ impl World {
                     1 => Ended::Unshareable { reason },
                     _ => Ended::GaveUp,
                 };
-                self.transact(|transition| transition.end_loading(me, ticket, &ended, segment));
+                let ended = self.transact(|transition| transition.end_loading(me, ticket, &ended, segment));
+                assert!(ended.is_some(), "a loader must be able to end");
             }
             Step::Discard => {
                 if let Some((_, row, _)) = self.processes[process].reserved.take() {
@@ -296,7 +297,8 @@ impl World {
             Acquired::Load { ticket, .. } => self.processes[process].ticket = Some((number, ticket)),
             Acquired::Wait { loader, episode, .. } => {
                 let alive = self.processes.iter().any(|other| {
-                    other.me.is_some() && other.ticket.is_some_and(|(key, ticket)| key == number && ticket.episode == episode)
+                    other.me.is_some()
+                        && other.ticket.is_some_and(|(key, ticket)| key == number && ticket.episode == episode)
                 });
                 assert!(alive, "waits for {loader:?}, who does not load");
                 self.processes[process].waited.insert(number, episode);
@@ -429,7 +431,7 @@ fn request(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens(steps in steps()) {

@@ -2,7 +2,7 @@
 //!
 //! `F_OFD_SETLKW` has no timeout and a signal ends it only in the main thread, so waiting is trying again. The
 //! deadline is by progress: hundreds of honest processes may keep a waiter longer than it, one stopped process moves
-//! nothing.
+//! nothing. Progress is a commit, or a waiter's turn (which counts the transactions that commit nothing).
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +25,7 @@ const SPINS: [Duration; 5] = [
     Duration::from_micros(800),
 ];
 const BACK_OFF: std::ops::Range<u64> = 5_000..25_000;
-/// No commit for so long while the lock was never free: its holder is stopped.
+/// No progress for so long while the lock was never found free: its holder is stopped.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// A store that is stuck is left alone for so long.
 const LEFT_ALONE: Duration = Duration::from_secs(30);
@@ -70,22 +70,25 @@ impl Door {
     ) -> Result<Option<Locked<'f>>> {
         let try_lock = || lock::try_lock(fd, LOCK).map_err(|error| Error::os("lock", directory.shown(name), error));
         let still_named = || Ok::<_, Error>(file::named(directory, name)? == Some(id));
-        let mut got = try_lock()?;
+        if try_lock()? {
+            let locked = Locked { file: fd };
+            return Ok(still_named()?.then_some(locked));
+        }
+        let mut got = false;
         for pause in SPINS {
+            sleep(pause);
+            got = try_lock()?;
             if got {
                 break;
             }
-            sleep(pause);
-            got = try_lock()?;
         }
-        let began = Instant::now();
-        let (mut moved, mut counter) = (began, file::progress(fd));
+        let (mut moved, mut seen) = (Instant::now(), file::progress(fd));
         while !got {
             sleep(back_off());
             got = try_lock()?;
             let now = file::progress(fd);
-            if now != counter {
-                (moved, counter) = (Instant::now(), now);
+            if now != seen {
+                (moved, seen) = (Instant::now(), now);
             }
             if !got && !still_named()? {
                 return Ok(None);
@@ -95,6 +98,7 @@ impl Door {
             }
         }
         let locked = Locked { file: fd };
+        file::take_turn(fd);
         Ok(still_named()?.then_some(locked))
     }
 

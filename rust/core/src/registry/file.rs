@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::commit::{corrupt, recover};
 use super::io;
-use crate::layout::registry::head::{self, COMMITTED, Counters, HEAD_BYTES, HEADS, MAGIC, Stamp};
+use crate::layout::registry::head::{self, COMMITTED, Counters, HEAD_BYTES, HEADS, MAGIC, Stamp, TURNS};
 use crate::layout::registry::{Bucket, FILE_BYTES, FORMAT, Heads, PAGE, REDO, TableId, decode, encode};
 use crate::sys::directory::Directory;
 use crate::sys::lock::FileId;
@@ -82,11 +82,18 @@ pub fn named(directory: &Directory, name: &str) -> Result<Option<FileId>> {
     }
 }
 
-/// The commit counter, read without the lock: only to see whether it moves.
-pub fn progress(file: BorrowedFd<'_>) -> Option<u64> {
-    let mut bytes = [0; 8];
+/// The commit counter and the turns, read without the lock: only to see whether anything moves.
+pub fn progress(file: BorrowedFd<'_>) -> Option<[u64; 3]> {
+    const { assert!(TURNS == COMMITTED + 16) };
+    let mut bytes = [0; 24];
     let length = io::read(file, "", &mut bytes, COMMITTED).ok()?;
-    (length == bytes.len()).then(|| u64::from_ne_bytes(bytes))
+    (length == bytes.len()).then(|| zerocopy::transmute!(bytes))
+}
+
+/// Tells those who still wait that somebody got the lock; a transaction that changes nothing would not. Best effort.
+pub fn take_turn(file: BorrowedFd<'_>) {
+    let turns = progress(file).map_or(0, |[_, _, turns]| turns);
+    let _ = io::write(file, "", turns.wrapping_add(1).as_bytes(), TURNS);
 }
 
 /// Reads and checks page 0, and finishes what the last committer did not live to. A file that nobody finished making

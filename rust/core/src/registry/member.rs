@@ -13,6 +13,9 @@ use crate::sys::lock::{self, FileId, Kept};
 use crate::sys::process;
 use crate::{Error, Result};
 
+/// A segment that came along, by its uuid, and its new lease.
+pub type Restored = ([u8; 16], LeaseId);
+
 /// The file to enter, which is locked.
 pub struct Home<'h> {
     pub directory: &'h Directory,
@@ -35,9 +38,12 @@ impl Member {
         if self.table != uuid || self.me.slot >= table.heads().processes || self.life.fd().is_none() {
             return Ok(false);
         }
-        oracle.know(self.me.slot, true);
         let row: Process = table.get(self.me.slot)?;
-        Ok(row.state == LIVE && row.generation == self.me.generation)
+        let ours = row.state == LIVE && row.generation == self.me.generation;
+        if ours {
+            oracle.know(self.me.slot, true);
+        }
+        Ok(ours)
     }
 
     /// Enters this process and what it holds, and sweeps. The caller commits; the leases are for those who hold.
@@ -46,7 +52,7 @@ impl Member {
         holdings: &[Holding],
         table: &mut FileTable<'_>,
         oracle: &mut LifeLocks<'_>,
-    ) -> Result<(Self, Vec<([u8; 16], LeaseId)>)> {
+    ) -> Result<(Self, Vec<Restored>)> {
         let Home { directory, name, id, uuid } = *home;
         let place = directory.shown(name);
         let life = Kept::open(process::high_descriptor(), || file::open(directory, name))

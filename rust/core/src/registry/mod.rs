@@ -19,7 +19,7 @@ mod session;
 pub mod table;
 pub mod transition;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -110,7 +110,8 @@ impl Registry {
         })
     }
 
-    /// Does `work` under the lock and commits what it changed. If it fails, nothing is.
+    /// Does `work` under the lock and commits what it changed. If it fails, nothing is. `work` must not call the
+    /// registry, and should be short: everybody else waits.
     ///
     /// # Errors
     /// Those of `work`; `Stuck`, `Corrupt`, `Untrusted`, `Full`, `NoRoom` and `Os` of the file.
@@ -151,7 +152,10 @@ impl Registry {
     /// Takes this process out of the table. Where that fails it is swept away once it is dead.
     pub fn leave(&self) {
         let Ok(mut inner) = self.enter() else { return };
-        if inner.member.is_none() {
+        let entered = inner.lock.as_ref().filter(|_| inner.member.is_some()).map(Kept::id);
+        // A file that was removed, or replaced, does not know us; nor is one made only to be left.
+        if entered.is_none() || entered != file::named(&self.directory, &self.name).ok().flatten() {
+            inner.member = None;
             return;
         }
         let mut after = Aftermath::default();
@@ -273,10 +277,10 @@ impl Registry {
             return;
         }
         // An `open` of its own: the mapping keeps its description, and would keep a lock taken through it.
-        *page = file::open(&self.directory, &self.name)
+        *page = Kept::open(0, || file::open(&self.directory, &self.name))
             .ok()
-            .filter(|fd| FileId::of(fd.as_fd()).is_ok_and(|own| own == id))
-            .and_then(|fd| FutexPage::map(fd.as_fd(), PAGE).ok())
+            .filter(|own| own.id() == id)
+            .and_then(|own| FutexPage::map(own.fd()?, PAGE).ok())
             .map(|mapped| (id, Arc::new(mapped)));
     }
 
@@ -299,5 +303,38 @@ impl Registry {
         if let Some((_, page)) = page {
             after.wake.iter().for_each(|&word| page.wake(word));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::lock::in_forked_child;
+
+    #[test]
+    fn a_forked_child_needs_a_registry_of_its_own() {
+        let path = std::path::Path::new("/dev/shm").join(format!("onecopy-fork-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        let directory = Arc::new(Directory::open(&path).unwrap());
+        let open = || Registry::open(directory.clone(), "fork", Box::new(Vec::new), Box::new(|_, _| ())).unwrap();
+        let parents = open();
+        let parent = parents.transact(|session| Ok(session.me())).unwrap();
+        // Even while the parent is inside: the child waits for nothing of its parent's.
+        let inside = parents.transact(|session| {
+            let me = session.me();
+            Ok(in_forked_child(|| parents.transact(|_| Ok(())).is_err() && me == parent))
+        });
+        assert!(inside.unwrap());
+        assert!(in_forked_child(|| {
+            let own = open();
+            let apart = own.transact(|session| Ok(session.me() != parent && session.living()?.len() == 2));
+            drop(parents.transact(|_| Ok(())));
+            own.leave();
+            apart.unwrap()
+        }));
+        let living = parents.transact(|session| Ok((session.me(), session.living()?.len())));
+        assert_eq!(living.unwrap(), (parent, 1), "the parent lives on in its row");
+        drop(parents);
+        std::fs::remove_dir_all(path).unwrap();
     }
 }

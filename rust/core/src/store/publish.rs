@@ -345,6 +345,11 @@ impl Publishing {
 
 impl Drop for Publishing {
     fn drop(&mut self) {
+        if !self.store.is_ours() {
+            // A forked child lets go of its parent's publication: there is nothing here to undo.
+            std::mem::forget(self.victim.take());
+            return;
+        }
         if !matches!(self.stage, Stage::Over) {
             self.store.discard(self.row);
         }

@@ -7,6 +7,8 @@
 //! Locks taken through one description never conflict with each other: callers add a mutex for their own threads.
 
 mod kept;
+#[cfg(test)]
+pub use kept::tests::in_forked_child;
 
 use std::fs;
 use std::io;

@@ -29,6 +29,10 @@ pub struct Room {
 impl Room {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        // A directory's descriptor is kept as long as its process, and tests have many rooms.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, most).unwrap();
         let name = format!("onecopy-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = Path::new("/dev/shm").join(name);
         fs::create_dir(&path).unwrap();

@@ -26,6 +26,9 @@ const _: () = assert!(size_of::<Stamp>() == 64);
 /// Behind the stamp, each written alone.
 pub const COMMITTED: u64 = 64;
 pub const APPLIED: u64 = 72;
+/// Counts those who had to wait for the lock and got it: the only thing that is no part of a commit. It only says that
+/// something moves.
+pub const TURNS: u64 = 80;
 pub const HEADS: u64 = 128;
 /// What one read at offset 0 has to cover.
 pub const HEAD_BYTES: usize = 256;

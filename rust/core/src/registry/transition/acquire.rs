@@ -28,11 +28,9 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
                     return Ok(attach);
                 }
             }
-            UNSHAREABLE => {
-                if self.refresh(index)? {
-                    self.witness(index, request.me)?;
-                    return Ok(Acquired::Unshareable { reason: self.entry(index)?.reason.to_text() });
-                }
+            UNSHAREABLE if self.refresh(index)? => {
+                self.witness(index, request.me)?;
+                return Ok(Acquired::Unshareable { reason: self.entry(index)?.reason.to_text() });
             }
             LOADING => {
                 if let Some(wait) = self.wait(index, request)? {

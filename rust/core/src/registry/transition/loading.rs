@@ -6,7 +6,7 @@ use super::{Transition, segment};
 use crate::Result;
 use crate::layout::registry::rows::{FILLING, UNSHAREABLE, WITNESSES};
 use crate::layout::registry::text::Text;
-use crate::layout::registry::{Entry, Segment};
+use crate::layout::registry::{Entry, Lease, Segment};
 
 /// Constructors that may raise in one episode: the first loader's and one waiter's.
 const FAILURES: u32 = 2;
@@ -61,6 +61,9 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         if !holds {
             return Ok(());
         }
+        // A loader must be able to end, whatever is full: then the next one finds out for itself.
+        let room = !matches!(ended, Ended::Unshareable { .. }) || self.room_for_witness()?;
+        let ended = if room { ended } else { &Ended::GaveUp };
         self.vacate(ticket.entry)?;
         match ended {
             Ended::Failed { reason } => self.table.edit(ticket.entry, |entry: &mut Entry| {
@@ -74,6 +77,14 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             Ended::Unshareable { reason } => self.unshareable(me, ticket.entry, reason),
             Ended::GaveUp => self.settle(ticket.entry),
         }
+    }
+
+    fn room_for_witness(&mut self) -> Result<bool> {
+        if self.has_room::<Segment>() && self.has_room::<Lease>() {
+            return Ok(true);
+        }
+        self.sweep()?;
+        Ok(self.has_room::<Segment>() && self.has_room::<Lease>())
     }
 
     fn unshareable(&mut self, me: ProcessId, index: u32, reason: &str) -> Result<()> {

@@ -87,6 +87,12 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         Ok(index)
     }
 
+    fn has_room<R: Pooled>(&self) -> bool {
+        let mut heads = self.table.heads();
+        let pool = R::pool(&mut heads);
+        pool.free < pool.high || pool.high < self.table.capacity(R::TABLE)
+    }
+
     fn free<R: Pooled>(&mut self, index: u32) -> Result<()> {
         let mut heads = self.table.heads();
         let pool = R::pool(&mut heads);

@@ -169,3 +169,92 @@ extern "C" fn in_child() {
     }
     drop(Opening);
 }
+
+#[cfg(test)]
+pub mod tests {
+    use std::cell::RefCell;
+    use std::fs::File;
+
+    use super::*;
+    use crate::sys::lock::{is_locked, try_lock};
+
+    /// Whether `child` says so in a forked child. It should do little: other threads' locks are copied as they are.
+    #[allow(clippy::disallowed_methods)] // a test's own process may fork
+    pub fn in_forked_child(child: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the child calls `child` and ends without unwinding or running anybody's destructors.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let code = i32::from(!std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(false));
+            // SAFETY: ends the process, now.
+            unsafe { libc::_exit(code) }
+        }
+        assert!(pid > 0);
+        let mut status = 0;
+        // SAFETY: our child, and a place for its status.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+    }
+
+    /// An unnamed file, and another description of it.
+    fn file() -> (OwnedFd, File) {
+        let path =
+            std::env::temp_dir().join(format!("onecopy-kept-{}-{:?}", std::process::id(), std::thread::current().id()));
+        let one = File::options().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+        let two = File::options().read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        (one.into(), two)
+    }
+
+    #[test]
+    fn a_forked_child_closes_and_does_not_unlock() {
+        let (one, two) = file();
+        let kept = Kept::open(512, || Ok(one)).unwrap();
+        let number = kept.fd().unwrap().as_raw_fd();
+        assert!(number >= 512);
+        assert!(try_lock(kept.fd().unwrap(), 7).unwrap());
+        let kept = RefCell::new(Some(kept));
+        assert!(in_forked_child(|| {
+            // SAFETY: only asks whether the number is open.
+            let closed = unsafe { libc::fcntl(number, libc::F_GETFD) } == -1;
+            let kept = kept.take().unwrap();
+            let blind = kept.fd().is_none();
+            // As when the child opens a registry of its own, and then the parent's is dropped.
+            let (three, _) = file();
+            let own = Kept::open(number, || Ok(three)).unwrap();
+            let same_number = own.fd().unwrap().as_raw_fd() == number;
+            drop(kept);
+            closed && blind && same_number && own.fd().is_some() && is_locked(two.as_fd(), 7).unwrap()
+        }));
+        assert!(is_locked(two.as_fd(), 7).unwrap(), "the parent's lock is kept");
+        drop(kept);
+        assert!(!is_locked(two.as_fd(), 7).unwrap());
+    }
+
+    #[test]
+    fn a_number_that_somebody_else_has_by_now_is_left_alone() {
+        let (one, two) = file();
+        let kept = Kept::open(600, || Ok(one)).unwrap();
+        let number = kept.fd().unwrap().as_raw_fd();
+        // SAFETY: a daemon closes everything.
+        unsafe { libc::close(number) };
+        assert!(kept.fd().is_none());
+        let (stranger, _) = file();
+        let stranger = rustix::io::fcntl_dupfd_cloexec(&stranger, number).unwrap();
+        assert_eq!(stranger.as_raw_fd(), number);
+        assert!(kept.fd().is_none());
+        drop(kept);
+        assert!(FileId::of(stranger.as_fd()).is_ok(), "closed what was not ours");
+
+        // The same file under the same number, kept by another: only the table tells.
+        let first = Kept::open(number, || Ok(two.into())).unwrap();
+        let number = first.fd().unwrap().as_raw_fd();
+        let copy = first.fd().unwrap().try_clone_to_owned().unwrap();
+        // SAFETY: as above.
+        unsafe { libc::close(number) };
+        let second = Kept::open(number, || Ok(copy)).unwrap();
+        assert_eq!((second.fd().unwrap().as_raw_fd(), second.id()), (number, first.id()));
+        assert!(first.fd().is_none());
+        drop(first);
+        assert!(second.fd().is_some());
+    }
+}
