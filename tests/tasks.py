@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import onecopy
+from onecopy import process
 
 KEPT: dict[str, Any] = {}
 
@@ -201,4 +203,11 @@ def torch_attach(namespace: str, tag: str) -> float:
 
 def torch_total(tag: str) -> float:
     """The sum of the first layer's weights."""
-    return float(KEPT[tag].object[0].weight.double().sum())
+    return float(KEPT[tag].object[0].weight.detach().double().sum())
+
+
+def leave(namespace: str) -> None:
+    """As at exit: this process goes out of the namespace's table."""
+    KEPT.clear()
+    gc.collect()
+    process.core_store(process.Place(namespace)).leave()

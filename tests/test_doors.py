@@ -98,7 +98,8 @@ def test_the_doorway_uses_the_core_alone():
 def test_unsafe_only_where_it_belongs():
     doorway = ROOT / "rust" / "python" / "src"
     # pyo3 wants the slot of the buffer protocol beside the class: mapping.rs has that slot, buffer.rs what it does.
-    allowed = [CORE / "sys", doorway / "buffer.rs", doorway / "mapping.rs"]
+    # gil.rs: pyo3's way of letting go of the GIL does not survive the end of the interpreter.
+    allowed = [CORE / "sys", doorway / "buffer.rs", doorway / "gil.rs", doorway / "mapping.rs"]
     for file in (ROOT / "rust").rglob("src/**/*.rs"):
         if not any(place == file or place in file.parents for place in allowed):
             text = "\n".join(line.partition("//")[0] for line in file.read_text("utf-8").splitlines())

@@ -34,7 +34,7 @@ def why_transparent(handler: base.ModelHandler) -> str:
     for one in chain(handler):
         if isinstance(one, SharedMemoryModelHandler):
             return "it is wrapped already"
-        if isinstance(one, base.RemoteModelHandler):
+        if isinstance(one, getattr(base, "RemoteModelHandler", ())):  # came after Beam 2.60
             return "it calls a remote service"
         if not getattr(one, "_single_model", True):
             return "a KeyedModelHandler with many models keeps them in a process of Beam's own"

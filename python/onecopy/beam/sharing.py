@@ -141,7 +141,7 @@ def _served(load: Callable[[], Any], handler: base.ModelHandler, wish: Wish) -> 
     tag = "onecopy-" + hashlib.sha256(name.encode()).hexdigest()[:32]
     loaders = [load, *[handler.load_model] * (copies - 1)]
     models = [
-        MultiProcessShared(loader, tag=one, always_proxy=True).acquire()
-        for loader, one in zip(loaders, base._get_tags_for_copies(tag, copies), strict=True)  # noqa: SLF001
+        MultiProcessShared(loader, tag=f"{tag}{number}", always_proxy=True).acquire()
+        for number, loader in enumerate(loaders)
     ]
     return base._SharedModelWrapper(models, tag) if copies > 1 else models[0]  # noqa: SLF001

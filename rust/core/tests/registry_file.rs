@@ -121,6 +121,51 @@ fn unshareable_until_the_last_who_saw_it_left() {
 }
 
 #[test]
+fn who_joins_sweeps_what_the_dead_left() {
+    let room = Room::new();
+    let dead = Actor::new(&room.path);
+    dead.provide("t", Backend::Posix);
+    dead.load("u");
+    dead.reserve("u", Backend::Posix);
+    assert_eq!(room.objects().len(), 2);
+    // Its descriptors close: to the others that is its death.
+    drop(dead);
+    let census = Actor::new(&room.path).check();
+    assert_eq!((census.processes, census.segments, census.leases), (1, 0, 0));
+    assert!(room.objects().is_empty());
+}
+
+#[test]
+fn whoever_had_to_wait_counts_as_progress() {
+    let room = Room::new();
+    let (one, two) = (Actor::new(&room.path), Actor::new(&room.path));
+    one.check();
+    two.check();
+    let file = File::open(room.registry()).unwrap();
+    let turns = || {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, 80).unwrap();
+        u64::from_ne_bytes(bytes)
+    };
+    assert_eq!(turns(), 0);
+    // The second may come too late to wait; then they meet again.
+    while turns() == 0 {
+        let meet = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                meet.wait();
+                two.transact(|session| session.list())
+            });
+            one.transact(|session| {
+                meet.wait();
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                session.list()
+            });
+        });
+    }
+}
+
+#[test]
 fn a_dropped_lease_is_not_mistaken_for_its_successor() {
     let room = Room::new();
     let (one, two) = (Actor::new(&room.path), Actor::new(&room.path));
@@ -268,12 +313,14 @@ fn a_tag_that_does_not_fit_is_refused() {
 fn full_tables_are_swept_before_they_refuse() {
     let room = Room::new();
     let actor = Actor::new(&room.path);
-    actor.transact(|session| {
-        for number in 0..4096 {
-            session.acquire(&registry_support::ask(session, &format!("t{number}"), None))?;
-        }
-        Ok(())
-    });
+    for first in (0..4096).step_by(64) {
+        actor.transact(|session| {
+            for number in first..first + 64 {
+                session.acquire(&registry_support::ask(session, &format!("t{number}"), None))?;
+            }
+            Ok(())
+        });
+    }
     let full = actor.registry.transact(|session| session.acquire(&registry_support::ask(session, "more", None)));
     assert!(matches!(full, Err(Error::Full { table: "tags", capacity: 4096, .. })), "{full:?}");
     assert_eq!(actor.check().entries, 4096);
@@ -305,15 +352,26 @@ fn a_full_file_system_is_a_clean_error_and_releasing_still_works() {
     while filler.write_at(&[1; 4096], at).is_ok() {
         at += 4096;
     }
+    // One by one, each small enough for the room that is kept: the rows themselves run out of it.
+    let mut made = 1;
+    let refused = loop {
+        let tag = format!("t{made}");
+        match one.registry.transact(|session| session.acquire(&registry_support::ask(session, &tag, None))) {
+            Ok(_) => made += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::NoRoom { .. }), "{refused:?}");
+    // And one that is too long for it.
     let refused = one.registry.transact(|session| {
         for number in 0..64 {
-            session.acquire(&registry_support::ask(session, &format!("t{number}"), None))?;
+            session.acquire(&registry_support::ask(session, &format!("u{number}"), None))?;
         }
         Ok(())
     });
     assert!(matches!(refused, Err(Error::NoRoom { .. })), "{refused:?}");
     let census = two.check();
-    assert_eq!((census.entries, census.leases), (1, 2), "as before");
+    assert_eq!((census.entries, census.leases), (made, 2), "as before");
     one.release(held);
     one.registry.leave();
     two.registry.leave();

@@ -4,6 +4,8 @@
 use onecopy_core::Error;
 use pyo3::prelude::*;
 
+use crate::gil;
+
 pub fn raise(py: Python<'_>, error: Error) -> PyErr {
     let name = match &error {
         Error::BadName(_) => "BadNameError",
@@ -28,5 +30,5 @@ pub fn raise(py: Python<'_>, error: Error) -> PyErr {
 
 /// Work without the GIL, its error as a Python exception.
 pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> onecopy_core::Result<T> + Send) -> PyResult<T> {
-    py.detach(work).map_err(|error| raise(py, error))
+    gil::released(py, work).map_err(|error| raise(py, error))
 }

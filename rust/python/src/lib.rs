@@ -5,6 +5,7 @@
 
 mod buffer;
 mod errors;
+mod gil;
 mod mapping;
 mod publishing;
 mod steps;
@@ -29,6 +30,6 @@ mod _core {
     /// Gives freed heap memory back to the system (malloc_trim(3)).
     #[pyfunction]
     fn trim(py: Python<'_>) {
-        py.detach(onecopy_core::sys::memory::trim);
+        super::gil::released(py, onecopy_core::sys::memory::trim);
     }
 }

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 use crate::buffer::Source;
 use crate::errors::detached;
+use crate::gil;
 use crate::mapping::Mapping;
 use crate::steps::{Attached, backend_name};
 use crate::store::ended;
@@ -96,6 +97,6 @@ impl Publishing {
 
     /// Lets go of what filling needed. Call it when done; dropping the object without it does the same.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| drop(self.lock().take()));
+        gil::released(py, || drop(self.lock().take()));
     }
 }

@@ -8,6 +8,7 @@ use onecopy_core::store::{self, Step, Store};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::gil;
 use crate::mapping::Mapping;
 
 /// A segment mapped into this process.
@@ -112,7 +113,7 @@ impl Patience {
 
     /// Why the loader is waited for no longer (it is stopped, or hangs), or None.
     fn exhausted(&self, py: Python<'_>, waiting: &Waiting) -> Option<String> {
-        py.detach(|| {
+        gil::released(py, || {
             let mut patience = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match patience.as_mut() {
                 Some(patience) if *patience.loader() == waiting.loader => patience.exhausted(),

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::errors::detached;
+use crate::gil;
 use crate::publishing::Publishing;
 use crate::steps::{self, Loading, Waiting, backend_name};
 
@@ -53,7 +54,7 @@ impl Store {
     /// Sleeps until the entry changes, at most `seconds`; may wake early.
     fn wait(&self, py: Python<'_>, waiting: &Waiting, seconds: f64) {
         let limit = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        py.detach(|| self.store.wait(waiting.word, waiting.value, limit));
+        gil::released(py, || self.store.wait(waiting.word, waiting.value, limit));
     }
 
     /// Looks for room and takes it. `buffers`: (offset in the data area, bytes) in order; `excess`: the most that is
@@ -139,7 +140,7 @@ impl Store {
 
     /// Clean exit: our leases and our place in the table go.
     fn leave(&self, py: Python<'_>) {
-        py.detach(|| self.store.leave());
+        gil::released(py, || self.store.leave());
     }
 }
 
