@@ -20,16 +20,19 @@ MARK = "ONECOPY_TEST_RUN"
 SHM = Path("/dev/shm")
 # Ends with us: one process of the standard library for all of multiprocessing.
 ENDS_WITH_US = "multiprocessing.resource_tracker"
-# MultiProcessShared leaves its address files behind, in every pipeline with large_model=True; torch its compiler's cache;
-# pytest removes its own.
-NOT_OURS = re.compile(r".*\.(address|lock)$|pytest-of-.*|torchinductor_.*")
+# Left by others: pytest's own folders, torch's compiler, and Beam (staging folders of its job service; the address files of
+# MultiProcessShared).
+NOT_OURS = re.compile(r"pytest|torchinductor_.*|beam-requirements-cache|tmp\w{8}|.*\.(address|lock)")
 # Seconds that processes which were told to end get for it; nothing is measured by it.
 TO_END = 30
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[MARK] = uuid.uuid4().hex
-    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="onecopy-tests-")
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="onecopy-")
+    # Short: the sockets that multiprocessing puts below it may have 107 characters.
+    config.option.basetemp = config.option.basetemp or str(Path(tempfile.tempdir) / "pytest")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -50,7 +53,7 @@ def nothing_is_left() -> Iterator[None]:
     _, alive = psutil.wait_procs(_marked(os.environ[MARK]), timeout=TO_END)
     assert [(process.pid, process.cmdline()) for process in alive] == []
     assert sorted(filter(_is_leftover, _names(SHM) - before)) == []
-    assert [name for name in _names(Path(tempfile.gettempdir())) if not NOT_OURS.match(name)] == []
+    assert [name for name in _names(Path(tempfile.gettempdir())) if not NOT_OURS.fullmatch(name)] == []
 
 
 def _run_name() -> str:

@@ -25,7 +25,7 @@ use crate::registry::request::{
     AcquireRequest, Acquired, Backend, Constructor, Ended, Holder, Holding, Identity, Key, LeaseId, Listed,
     SegmentFacts, Ticket,
 };
-use crate::registry::{Registry, Session, SweepReport};
+use crate::registry::{self, Registry, Session, SweepReport};
 use crate::segment::reader;
 use crate::sys::directory::Directory;
 use crate::sys::mapping::Mapping;
@@ -107,6 +107,7 @@ impl Store {
         if let Some(store) = stores.get(&place) {
             return Ok(store.clone());
         }
+        registry::check_namespace(namespace)?;
         let directory = Arc::new(Directory::open(directory)?);
         let holdings = Holdings::default();
         let (all, restored) = (holdings.clone(), holdings.clone());

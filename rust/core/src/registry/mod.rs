@@ -67,6 +67,18 @@ pub struct Registry {
     page: Mutex<Option<(FileId, Arc<FutexPage>)>>,
 }
 
+/// # Errors
+/// `BadName`: a namespace becomes part of a file name.
+pub fn check_namespace(namespace: &str) -> Result<()> {
+    if namespace_fits(namespace) {
+        return Ok(());
+    }
+    Err(Error::BadName(format!(
+        "namespace '{namespace}': 1 to {NAMESPACE_MAX} letters, digits, '.', '_' and '-', not ending like a segment's \
+         name ('-' and 32 hexadecimal digits)"
+    )))
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     lock: Option<Kept>,
@@ -87,12 +99,7 @@ impl Registry {
         holdings: Box<dyn Fn() -> Vec<Holding> + Send + Sync>,
         restored: Box<dyn Fn([u8; 16], LeaseId) + Send + Sync>,
     ) -> Result<Self> {
-        if !namespace_fits(namespace) {
-            return Err(Error::BadName(format!(
-                "namespace '{namespace}': 1 to {NAMESPACE_MAX} letters, digits, '.', '_' and '-', not ending like a \
-                 segment's name ('-' and 32 hexadecimal digits)"
-            )));
-        }
+        check_namespace(namespace)?;
         let uid = rustix::process::geteuid().as_raw();
         let name = file_name(uid, namespace);
         Ok(Self {
