@@ -136,6 +136,10 @@ class Acquisition:
         except Exception as error:
             logger.exception("%s could not be published", self.key)
             return self._unshareable(store, loading, obj, state, f"{type(error).__name__}: {error}"), None
+        except BaseException:
+            # Ctrl-C. Whoever has the traceback has `loading`, too, and the others would wait for it.
+            _end(store, loading, "gave up", "")
+            raise
         if published is None:
             # The tag was replaced while we loaded: what is there now is newer.
             del obj, state
@@ -176,9 +180,11 @@ class Acquisition:
     def _unshareable(
         self, store: Any, loading: Any, obj: object, state: object, reason: str, *, silent: bool = False
     ) -> Acquired:
-        used = self.without_sharing(lambda: obj)
-        # Only now do the others learn of it: what `without_sharing` set up is there when they come.
-        _end(store, loading, "unshareable", "" if silent else reason)
+        try:
+            used = self.without_sharing(lambda: obj)
+        finally:
+            # Only now do the others learn of it: what `without_sharing` set up is there when they come.
+            _end(store, loading, "unshareable", "" if silent else reason)
         return self._private(used, state, reason, quiet=silent)
 
     def _attach(self, attached: Any) -> tuple[Acquired, Any]:

@@ -56,13 +56,14 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
         acquired = here.alive()
         if acquired is not None and acquired.info.role != "private":
             return acquired
-    attached = _attach(place, key, deadline)
-    try:
-        obj, _ = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
-    except Exception as error:
-        message = f"{key} cannot be rebuilt in this process: {type(error).__name__}: {error}"
-        raise UnshareableError(message) from error
-    info = _info(place, key, "attacher", attached, attached.generation, len(attached.skeleton), began)
+        attached = _attach(place, key, deadline)
+        try:
+            obj, _ = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
+        except Exception as error:
+            message = f"{key} cannot be rebuilt in this process: {type(error).__name__}: {error}"
+            raise UnshareableError(message) from error
+        info = _info(place, key, "attacher", attached, attached.generation, len(attached.skeleton), began)
+        acquired = _remembered(place, key, obj, info, attached.mapping)
     logger.info(
         "attached %s: %.1f MB shared in %.4f s, generation %d, %s, process %d",
         key,
@@ -72,7 +73,7 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
         info.backend,
         os.getpid(),
     )
-    return _remembered(place, key, obj, info, attached.mapping)
+    return acquired
 
 
 def verify(place: Place, key: ModelKey) -> int:

@@ -110,7 +110,9 @@ class Slot:
             raise RecursionInConstructorError(message)
         began = time.monotonic()
         left = -1.0 if deadline is None else max(0.0, deadline - began)
-        if not self._lock.acquire(timeout=left):
+        # This very lock is let go of in the end: a child that is forked inside gets a new one.
+        lock = self._lock
+        if not lock.acquire(timeout=left):
             waited = time.monotonic() - began
             message = f"waited {waited:.1f} s for {self.key}: another thread of this process loads it. Raise `timeout`"
             raise ModelTimeoutError(message)
@@ -118,8 +120,9 @@ class Slot:
         try:
             yield
         finally:
-            self._owner = None
-            self._lock.release()
+            if self._owner == me:
+                self._owner = None
+            lock.release()
 
 
 _slots: dict[tuple[Place, ModelKey], Slot] = {}

@@ -9,6 +9,7 @@ mod process;
 mod publish;
 mod view;
 
+use std::collections::hash_map::Entry;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -237,7 +238,8 @@ impl Store {
     /// Clean exit: drops our leases and our place in the table. What is mapped stays usable until the process is gone.
     pub fn leave(&self) {
         self.registry.leave();
-        self.holdings.lock().clear();
+        let held = std::mem::take(&mut *self.holdings.lock());
+        held.into_values().for_each(|held| close_last(held.fd, held.id));
     }
 
     /// Checks the buffers of an attached segment against their checksums; the number of bytes checked.
@@ -345,6 +347,8 @@ impl Store {
         })
     }
 
+    /// What was opened and leased is held. Where another thread was faster, its lease is enough: the spare one goes again,
+    /// before its descriptor does, as a row always names an open one.
     fn hold(
         &self,
         ask: &Ask,
@@ -354,26 +358,35 @@ impl Store {
         generation: u64,
         constructor: &Constructor,
     ) {
-        let held = Held {
-            fd: Arc::new(fd),
-            id: object_id(&facts),
-            key: ask.key.clone(),
-            constructor: constructor.clone(),
-            generation,
-            pinned: false,
-            shared_bytes: 0,
-            published: Some((facts, lease)),
-            views: 0,
-            view: std::sync::Weak::new(),
+        let (fd, id) = (Arc::new(fd), object_id(&facts));
+        let spare = match self.holdings.lock().entry(facts.uuid) {
+            Entry::Occupied(held) if held.get().published.is_some() && held.get().open() => Some((lease, fd)),
+            Entry::Occupied(mut held) => {
+                // Our descriptor was closed behind our back, and another holder gave us a new one.
+                let held = held.get_mut();
+                let closed = std::mem::replace(&mut held.fd, fd);
+                held.published.replace((facts, lease)).map(|(_, before)| (before, closed))
+            }
+            Entry::Vacant(place) => {
+                place.insert(Held {
+                    fd,
+                    id,
+                    key: ask.key.clone(),
+                    constructor: constructor.clone(),
+                    generation,
+                    pinned: false,
+                    shared_bytes: 0,
+                    published: Some((facts, lease)),
+                    views: 0,
+                    view: std::sync::Weak::new(),
+                });
+                None
+            }
         };
-        let mut holdings = self.holdings.lock();
-        if let Some(before) = holdings.get_mut(&facts.uuid) {
-            // Our descriptor was closed behind our back, and another holder gave us a new one.
-            before.fd = held.fd;
-            before.published = held.published;
-        } else {
-            holdings.insert(facts.uuid, held);
-        }
+        let Some((lease, fd)) = spare else { return };
+        // Where the registry is stuck the row stays until its reader finds the descriptor closed.
+        let _ = self.registry.transact(|session| session.release(lease));
+        close_last(fd, id);
     }
 
     /// A view of a segment that this process holds: the one that is there, or a new mapping. `Again` where the last view
@@ -437,9 +450,7 @@ impl Store {
             // Where the registry is stuck the row stays until we are dead, and is swept then.
             let _ = self.registry.transact(|session| session.release(lease));
         }
-        if let Some(fd) = Arc::into_inner(held.fd) {
-            object::close_if_ours(fd, held.id);
-        }
+        close_last(held.fd, held.id);
     }
 
     fn collapse_step(&self, uuid: [u8; 16], from: usize) -> Option<usize> {
@@ -503,6 +514,13 @@ enum Opened {
     Dying,
     Refused(String),
     OnlyForeign,
+}
+
+/// Closes a descriptor that nothing here uses any more, unless somebody closed it behind our back.
+fn close_last(fd: Arc<std::os::fd::OwnedFd>, id: ObjectId) {
+    if let Some(fd) = Arc::into_inner(fd) {
+        object::close_if_ours(fd, id);
+    }
 }
 
 fn object_id(facts: &SegmentFacts) -> ObjectId {
