@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
+import multiprocessing
 import os
+import pickle
 import re
+import signal
+import socket
+import subprocess
+import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +204,20 @@ def torch_publish(namespace: str, tag: str, wide: int) -> float:
     return torch_total(tag)
 
 
+def torch_publish_own(namespace: str, tag: str) -> float:
+    """Keeps the object that was published, and nothing that `publish` returned."""
+    import torch
+
+    torch.manual_seed(7)
+    KEPT["own"] = torch.nn.Sequential(torch.nn.Linear(512, 512))
+    onecopy.Store(namespace).publish(tag, KEPT["own"]).release()
+    return torch_own_total()
+
+
+def torch_own_total() -> float:
+    return float(KEPT["own"][0].weight.detach().double().sum())
+
+
 def torch_attach(namespace: str, tag: str) -> float:
     KEPT[tag] = onecopy.Store(namespace).attach(tag)
     return torch_total(tag)
@@ -211,3 +233,232 @@ def leave(namespace: str) -> None:
     KEPT.clear()
     gc.collect()
     process.core_store(process.Place(namespace)).leave()
+
+
+# -- Forks.
+
+
+def gated(log: str, gate: str, value: float = 1.0) -> Model:
+    """As `counted`, but it takes until the file `gate` is there."""
+    model = counted(log, value)
+    while not Path(gate).exists():
+        time.sleep(0.005)
+    return model
+
+
+def start(task: str, *args: Any, **kwargs: Any) -> None:
+    """Begins a task in a thread; `finish` waits for it."""
+    box: list[Any] = []
+    function = globals()[task]
+    thread = threading.Thread(target=lambda: box.append(function(*args, **kwargs)), daemon=True)
+    thread.start()
+    KEPT[f"thread {task}"] = thread, box
+
+
+def finish(task: str) -> Any:
+    thread, box = KEPT.pop(f"thread {task}")
+    thread.join()
+    return box.pop()
+
+
+def acquire_gated(namespace: str, tag: str, log: str, gate: str) -> tuple[float, str]:
+    holder = onecopy.Holder(lambda: gated(log, gate), tag, store=onecopy.Store(namespace))
+    total = holder.acquire().total()
+    KEPT[tag] = holder
+    assert holder.info is not None
+    return total, holder.info.role
+
+
+def acquire_paused(namespace: str, tag: str, log: str, gate: str, backend: str) -> tuple[float, str]:
+    """Publishes, and pauses when the segment is filled and not yet sealed, until the file `gate` is there."""
+    from onecopy import _publish
+
+    def pause() -> None:
+        Path(log).touch()
+        while not Path(gate).exists():
+            time.sleep(0.005)
+
+    before = _publish._core
+    _publish._core = types.SimpleNamespace(trim=pause)
+    try:
+        return acquire(namespace, tag, log + ".loads", backend=backend)[:2]
+    finally:
+        _publish._core = before
+
+
+class Slow(Model):
+    """Pauses where it is rebuilt, if the process is told so, until the file is there."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        gate = os.environ.get("ONECOPY_TEST_GATE")
+        if gate:
+            Path(gate + ".begun").touch()
+            while not Path(gate).exists():
+                time.sleep(0.005)
+
+
+def publish_slow(namespace: str, tag: str) -> None:
+    KEPT[tag] = onecopy.Store(namespace).publish(tag, Slow(1.0))
+
+
+def collects() -> bool:
+    return gc.isenabled()
+
+
+def look_all_the_time(namespace: str) -> None:
+    """Keeps the registry's lock most of the time."""
+    store = onecopy.Store(namespace)
+    KEPT["looking"] = True
+    while KEPT.get("looking"):
+        store.list()
+
+
+#: By which this process is asked; a child has its own.
+CHANNELS = [int(os.environ[name]) for name in ("ONECOPY_TEST_IN", "ONECOPY_TEST_OUT") if name in os.environ]
+
+
+def fork_and_serve(path: str) -> int:
+    """Forks a child that does tasks, too, asked through a socket; its pid. What it says on standard error is in a file."""
+    child = os.fork()
+    if child:
+        return child
+    for channel in CHANNELS:
+        os.close(channel)
+    said = os.open(path + ".stderr", os.O_WRONLY | os.O_CREAT, 0o600)
+    os.dup2(said, 2)
+    os.close(said)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    CHANNELS[:] = [connection.fileno()]
+    stream = connection.makefile("rwb")
+    while True:
+        try:
+            task, args, kwargs = pickle.load(stream)
+        except EOFError:
+            os._exit(0)
+        try:
+            answer: tuple[bool, Any] = True, globals()[task](*args, **kwargs)
+        except BaseException as error:
+            answer = False, (type(error).__module__, type(error).__qualname__, str(error))
+        pickle.dump(answer, stream)
+        stream.flush()
+
+
+def exit_cleanly() -> None:
+    """What the end of the interpreter does, in a forked child whose frames are its parent's."""
+    KEPT.clear()
+    gc.collect()
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+def exit_holding() -> None:
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+def reap(pid: int) -> int:
+    return os.waitpid(pid, 0)[1]
+
+
+def fork_many(count: int, namespace: str, tag: str, log: str) -> list[int]:
+    """Exit statuses of so many children, each of which attaches, lets go, and attaches another."""
+    children = []
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                before = total(tag)
+                release(tag)
+                gc.collect()
+                code = 0 if acquire(namespace, tag, log)[0] == before else 2
+            os._exit(code)
+        children.append(child)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+def segments_here() -> list[str]:
+    """What this process has open and mapped of segments."""
+    found = mapped()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = str(entry.readlink())
+            if target.startswith("/memfd:onecopy") or re.search(r"/onecopy-v\d+-.*-[0-9a-f]{32}", target):
+                found.append(target)
+    return found
+
+
+def acquire_in_pool(method: str, workers: int, namespace: str, tag: str, log: str) -> list[tuple[float, str]]:
+    """(sum, role) of each worker of a multiprocessing pool."""
+    with multiprocessing.get_context(method).Pool(workers, maxtasksperchild=1) as pool:
+        jobs = [pool.apply_async(acquire, (namespace, tag, log)) for _ in range(workers)]
+        done = [job.get()[:2] for job in jobs]
+        pool.close()
+        pool.join()
+    return done
+
+
+def descriptors_of_a_child(how: str) -> list[str]:
+    """What a program that we start has open."""
+    if how == "system":
+        reading, writing = os.pipe()
+        os.set_inheritable(writing, True)
+        os.system(f"ls -l /proc/self/fd >&{writing}")
+        os.close(writing)
+        with os.fdopen(reading) as listing:
+            return listing.read().splitlines()
+    command = ["sleep", "600"]
+    if how == "posix_spawn":
+        pid = os.posix_spawnp("sleep", command, os.environ)
+    elif how == "fork and exec":
+        pid = os.fork()
+        if pid == 0:
+            os.execvp("sleep", command)
+        while "sleep" not in Path(f"/proc/{pid}/comm").read_text():
+            time.sleep(0.005)
+    else:
+        pid = subprocess.Popen(
+            command,
+            close_fds=how != "open descriptors",
+            preexec_fn=(lambda: None) if how == "preexec_fn" else None,  # noqa: PLW1509 (that is what is tested)
+        ).pid
+    try:
+        return [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def load_data(namespace: str, tag: str, workers: int) -> list[float]:
+    """What forked DataLoader workers compute with a model that they inherit."""
+    import torch
+
+    class Scored(torch.utils.data.Dataset[Any]):
+        def __init__(self, model: Any) -> None:
+            self.model = model
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> Any:
+            torch.set_num_threads(1)
+            with torch.no_grad():
+                return self.model(torch.full((1, 512), float(index))).sum(), float(os.getpid())
+
+    scored = Scored(KEPT[tag].object)
+    loader = torch.utils.data.DataLoader(scored, batch_size=2, num_workers=workers, multiprocessing_context="fork")
+    batches = list(loader)
+    assert len({pid for _, pids in batches for pid in pids.tolist()}) == workers
+    with torch.no_grad():
+        here = [scored.model(torch.full((1, 512), float(index))).sum() for index in range(8)]
+    assert torch.allclose(torch.cat([values for values, _ in batches]), torch.stack(here))
+    return torch.stack(here).tolist()
+
+
+def close_all_but_channels() -> None:
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if int(entry.name) > 2 and int(entry.name) not in CHANNELS:
+            with contextlib.suppress(OSError):
+                os.close(int(entry.name))

@@ -6,17 +6,17 @@ import contextlib
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from onecopy import _core, _key, _publish, skeleton
 from onecopy.errors import (
     ModelTimeoutError,
     NoRoomError,
+    OneCopyError,
     RefusedError,
     StoreFullError,
     StoreStuckError,
     SystemCallError,
-    UnshareableError,
 )
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
@@ -30,6 +30,8 @@ logger = logging.getLogger("onecopy")
 SLICE = 0.1
 #: One line a minute while waiting.
 REPORT = 60.0
+#: Seconds in which a process that is dying gives its locks back: 60 ms for each private GiB, and a core dump.
+DYING = 30.0
 #: What sharing may fail of without being anybody's mistake: the model is loaded privately then.
 ENVIRONMENT = (NoRoomError, StoreFullError, StoreStuckError, SystemCallError, RefusedError)
 
@@ -104,6 +106,9 @@ class Acquisition:
                         next_report += REPORT
                     store.wait(step, min(SLICE, left))
                 elif isinstance(step, _core.Again):
+                    # Nobody dies for longer than that: their descriptors are out of reach for another reason.
+                    if time.monotonic() - began > DYING or (self.deadline and time.monotonic() > self.deadline):
+                        return _core.Private("those who hold it cannot be reached through /proc")
                     time.sleep(SLICE / 10)
                 else:
                     return step
@@ -131,8 +136,11 @@ class Acquisition:
             )
         except skeleton.Unshareable as why:
             return self._unshareable(store, loading, obj, state, why.reason, silent=why.silent), None
-        except ENVIRONMENT as error:
+        except NoRoomError as error:
+            # What does not fit here does not fit next door either: the others need not try one after another.
             return self._unshareable(store, loading, obj, state, str(error)), None
+        except ENVIRONMENT as error:
+            return self._unshareable(store, loading, obj, state, str(error), how="gave up"), None
         except Exception as error:
             logger.exception("%s could not be published", self.key)
             return self._unshareable(store, loading, obj, state, f"{type(error).__name__}: {error}"), None
@@ -178,13 +186,21 @@ class Acquisition:
         return obj, state
 
     def _unshareable(
-        self, store: Any, loading: Any, obj: object, state: object, reason: str, *, silent: bool = False
+        self,
+        store: Any,
+        loading: Any,
+        obj: object,
+        state: object,
+        reason: str,
+        *,
+        silent: bool = False,
+        how: str = "unshareable",
     ) -> Acquired:
         try:
             used = self.without_sharing(lambda: obj)
         finally:
             # Only now do the others learn of it: what `without_sharing` set up is there when they come.
-            _end(store, loading, "unshareable", "" if silent else reason)
+            _end(store, loading, how, "" if silent else reason)
         return self._private(used, state, reason, quiet=silent)
 
     def _attach(self, attached: Any) -> tuple[Acquired, Any]:
@@ -236,15 +252,9 @@ class Acquisition:
         return self._private(used, state, reason, quiet=quiet)
 
     def _private(self, obj: object, state: object, reason: str, *, quiet: bool) -> Acquired:
-        if self.on_unshareable == "raise" and not quiet:
-            self._refuse(reason)
-        if not quiet:
+        if not quiet and self.on_unshareable == "warn":
             self._warn_once("private", "%s is not shared: %s", self.key, reason)
-        return Acquired(obj, state, self._info("private", "private", 0, 0, 0, reason), None)
-
-    def _refuse(self, reason: str) -> NoReturn:
-        message = f"{self.key} is not shared: {reason}"
-        raise UnshareableError(message)
+        return Acquired(obj, state, self._info("private", "private", 0, 0, 0, reason), None, quiet=quiet)
 
     def _warn_once(self, kind: str, message: str, *details: object) -> None:
         if (self.key, kind) not in _warned:
@@ -272,7 +282,7 @@ class Acquisition:
 
 def _end(store: Any, loading: Any, how: str, reason: str) -> None:
     # Where the registry does not answer, the others see this process die, or lose patience; our caller has his answer.
-    with contextlib.suppress(*ENVIRONMENT):
+    with contextlib.suppress(OneCopyError):
         store.end_loading(loading, how, reason)
 
 

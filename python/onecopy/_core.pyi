@@ -169,8 +169,6 @@ class Publishing:
         """The sealed segment over a fresh mapping, as an attacher sees it."""
     def publish(self) -> int | None:
         """READY: the generation; None where the tag was replaced meanwhile."""
-    def abandon(self, how: str, reason: str) -> None:
-        """Ends without READY; `how` and `reason` as for `Store.end_loading`."""
     def close(self) -> None:
         """Lets go of what filling needed. Call it when done; dropping the object without it does the same."""
 

@@ -49,6 +49,7 @@ def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: boo
 
 
 def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
+    process.check_seconds("timeout", timeout)
     here = process.slot(place, key)
     began = time.monotonic()
     deadline = None if timeout is None else began + timeout
@@ -83,6 +84,7 @@ def verify(place: Place, key: ModelKey) -> int:
 
 def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
     store = process.core_store(place)
+    patience = _core.Patience()
     while True:
         step = store.acquire(key_of(key), ("", 0), may_load=False)
         if isinstance(step, _core.Attached):
@@ -101,6 +103,10 @@ def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
             message = f"no time left for {key}: {who}. Raise `timeout`"
             raise ModelTimeoutError(message)
         if isinstance(step, _core.Waiting):
+            given_up = patience.exhausted(step)
+            if given_up:
+                message = f"{key} is not shared yet: {given_up}"
+                raise UnshareableError(message)
             store.wait(step, left)
         else:
             time.sleep(min(left, SLICE / 10))

@@ -51,6 +51,8 @@ class Holder(Generic[T]):
         if on_unshareable not in ("warn", "raise"):
             message = f'on_unshareable {on_unshareable!r}: "warn" or "raise"'
             raise ValueError(message)
+        process.check_seconds("timeout", timeout)
+        process.check_seconds("linger", linger)
         self._constructor = constructor
         self._key = ModelKey(tag, version)
         self._place = store.place if store is not None else Place()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from onecopy.errors import ModelTimeoutError, RecursionInConstructorError
+from onecopy.errors import ModelTimeoutError, RecursionInConstructorError, UnshareableError
 
 if TYPE_CHECKING:
     from onecopy._core import Hold, Mapping
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Constructor = Callable[[], object]
 OnUnshareable = Literal["warn", "raise"]
+
+
+#: Where POSIX shared memory lives, shm_overview(7).
+SHM = "/dev/shm"  # noqa: S108
 
 
 class Place(NamedTuple):
@@ -34,7 +38,8 @@ class Place(NamedTuple):
     backend: str = "auto"
 
     def resolved(self) -> str:
-        return self.directory or os.environ.get("ONECOPY_DIR") or "/dev/shm"  # noqa: S108 (where POSIX shared memory lives)
+        """The same text for every spelling of a directory."""
+        return os.path.abspath(self.directory or os.environ.get("ONECOPY_DIR") or SHM)  # noqa: PTH100 (no links followed)
 
 
 class ModelKey(NamedTuple):
@@ -48,14 +53,37 @@ class ModelKey(NamedTuple):
 class Acquired:
     """One object of this process, and what keeps its mapping. All holders of a model share one of these."""
 
-    __slots__ = ("__weakref__", "hold", "info", "object", "state")
+    __slots__ = ("__weakref__", "hold", "info", "object", "quiet", "state")
 
-    def __init__(self, obj: object, state: object, info: ModelInfo, hold: Hold | None) -> None:
+    def __init__(self, obj: object, state: object, info: ModelInfo, hold: Hold | None, *, quiet: bool = False) -> None:
         self.object = obj
         self.state = state
         self.info = info
         #: Keeps the mapping, and the linger after it; None for a private model.
         self.hold = hold
+        #: Private for a reason that nobody needs to hear: it is too small.
+        self.quiet = quiet
+
+    def checked(self, on_unshareable: OnUnshareable) -> Acquired:
+        """Itself.
+
+        Raises UnshareableError for a private model, where the caller wants that.
+        """
+        if on_unshareable == "raise" and self.info.role == "private" and not self.quiet:
+            message = f"'{self.info.tag}' is not shared: {self.info.reason}"
+            raise UnshareableError(message)
+        return self
+
+
+class _Seen(NamedTuple):
+    """What is remembered of an object that nobody here may have acquired any more."""
+
+    obj: weakref.ref[Any]
+    state: object
+    info: ModelInfo
+    mapping: weakref.ref[Mapping] | None
+    linger: float | None
+    quiet: bool
 
 
 class Slot:
@@ -66,7 +94,7 @@ class Slot:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._acquired: weakref.ref[Acquired] | None = None
-        self._seen: tuple[weakref.ref[Any], object, ModelInfo, weakref.ref[Mapping] | None, float | None] | None = None
+        self._seen: _Seen | None = None
 
     def current(self) -> Acquired | None:
         """What a living holder has. Takes no lock."""
@@ -76,13 +104,13 @@ class Slot:
         """The same, or an object that only the user still has. Under the slot's lock."""
         acquired = self.current()
         if acquired is None and self._seen is not None:
-            seen, state, info, mapping_ref, linger = self._seen
-            obj = seen()
+            seen = self._seen
+            obj = seen.obj()
             if obj is None:
-                self._seen = None
                 return None
-            mapping = mapping_ref() if mapping_ref is not None else None
-            acquired = Acquired(obj, state, info, mapping.hold(linger) if mapping is not None else None)
+            mapping = seen.mapping() if seen.mapping is not None else None
+            hold = mapping.hold(seen.linger) if mapping is not None else None
+            acquired = Acquired(obj, seen.state, seen.info, hold, quiet=seen.quiet)
             self._acquired = weakref.ref(acquired)
         return acquired
 
@@ -90,11 +118,17 @@ class Slot:
         self._acquired = weakref.ref(acquired)
         self._seen = None
         try:
-            seen = weakref.ref(acquired.object)
+            obj = weakref.ref(acquired.object, self._gone)
         except TypeError:
             return  # A dict, a list: found again only while somebody has it acquired.
         mapping_ref = weakref.ref(mapping) if mapping is not None else None
-        self._seen = (seen, acquired.state, acquired.info, mapping_ref, linger)
+        self._seen = _Seen(obj, acquired.state, acquired.info, mapping_ref, linger, acquired.quiet)
+
+    def _gone(self, obj: weakref.ref[Any]) -> None:
+        # What came with the object goes with it: arrays in the state would keep the mapping.
+        seen = self._seen
+        if seen is not None and seen.obj is obj:
+            self._seen = None
 
     def forget_threads(self) -> None:
         """In a forked child: whoever held the lock does not exist here."""
@@ -109,7 +143,7 @@ class Slot:
             message = f"the constructor of {self.key} asked for {self.key} itself"
             raise RecursionInConstructorError(message)
         began = time.monotonic()
-        left = -1.0 if deadline is None else max(0.0, deadline - began)
+        left = -1.0 if deadline is None else min(max(0.0, deadline - began), threading.TIMEOUT_MAX)
         # This very lock is let go of in the end: a child that is forked inside gets a new one.
         lock = self._lock
         if not lock.acquire(timeout=left):
@@ -125,13 +159,21 @@ class Slot:
             lock.release()
 
 
-_slots: dict[tuple[Place, ModelKey], Slot] = {}
+_slots: dict[tuple[str, str, ModelKey], Slot] = {}
 _mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
 _stores: dict[tuple[str, str], Any] = {}
 
 
 def slot(place: Place, key: ModelKey) -> Slot:
-    return _slots.get((place, key)) or _slots.setdefault((place, key), Slot(key))
+    where = (place.resolved(), place.namespace, key)
+    return _slots.get(where) or _slots.setdefault(where, Slot(key))
+
+
+def check_seconds(name: str, seconds: float | None) -> None:
+    """Raises ValueError for what is neither None nor a number of seconds, 0 or more."""
+    if seconds is not None and not seconds >= 0:
+        message = f"{name} {seconds!r}: seconds, 0 or more, or None"
+        raise ValueError(message)
 
 
 def core_store(place: Place) -> Any:
@@ -172,10 +214,11 @@ def acquire(
     Raises what the constructor raises, ModelTimeoutError, LoaderKilledError, CorruptError, UntrustedError,
     RecursionInConstructorError and, where `on_unshareable` is "raise", UnshareableError.
     """
+    check_seconds("timeout", timeout)
     here = slot(place, key)
     acquired = here.current()
     if acquired is not None:
-        return acquired
+        return acquired.checked(on_unshareable)
     deadline = None if timeout is None else time.monotonic() + timeout
     with here.entered(deadline):
         acquired = here.alive()
@@ -187,7 +230,7 @@ def acquire(
             )
             acquired, mapping = attempt.run()
             here.remember(acquired, mapping, linger)
-    return acquired
+    return acquired.checked(on_unshareable)
 
 
 def _in_child() -> None:

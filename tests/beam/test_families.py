@@ -88,6 +88,15 @@ def test_names_and_paths():
     assert families.model_path(Custom()) == ""
 
 
+def test_a_refreshed_path_is_another_path():
+    assert families.model_path(Custom(), "b.pt") == "b.pt"
+    handler = torch_handler()
+    handler.update_model_path("b.pt")
+    assert families.model_path(handler, "b.pt") == "b.pt"  # the same as of one that had it from the beginning
+    mine = torch_handler()  # of a class that keeps the new path somewhere else
+    assert families.model_path(mine, "b.pt") not in ("a.pt", "b.pt")
+
+
 @pytest.mark.parametrize("device", [torch.device("cpu"), "cpu", "CPU", -1])
 def test_words_for_the_cpu(device):
     handler = Custom()

@@ -46,13 +46,15 @@ def why_transparent(handler: base.ModelHandler) -> str:
     return ""
 
 
-def model_path(handler: base.ModelHandler) -> str:
-    """The path that Beam's own families will load from; empty where a handler has its own way of naming it."""
+def model_path(handler: base.ModelHandler, updated: str = "") -> str:
+    """What Beam's own families will load from, which is `updated` after `update_model_path(updated)`.
+
+    Where a handler names its path in its own way, only `updated` is known; where the two differ, both are in the result.
+    """
     innermost = vars(chain(handler)[-1])
-    for name in ("_torch_script_model_path", "_state_dict_path", "_model_uri", "_model"):
-        if isinstance(path := innermost.get(name), str) and path:
-            return path
-    return ""
+    names = ("_torch_script_model_path", "_state_dict_path", "_model_uri", "_model")
+    path = next((innermost[name] for name in names if innermost.get(name) and isinstance(innermost[name], str)), "")
+    return " > ".join(filter(None, (path, updated if updated != path else "")))
 
 
 def class_name(handler: base.ModelHandler) -> str:

@@ -176,7 +176,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             place=self._place,
             tag=self._model_identifier or self._own_name,
             owner=families.class_name(self._base),
-            path=families.model_path(self._base) or self._updated_path,
+            path=families.model_path(self._base, self._updated_path),
             timeout=self._timeout,
             linger=self._linger,
             must=word == "require" or (word is None and self._on_unshareable == "raise"),

@@ -1,6 +1,7 @@
 """One load of a model under Beam: attach or publish, else the next rung of the ladder."""
 
 import hashlib
+import importlib
 import logging
 import time
 from collections.abc import Callable
@@ -65,8 +66,10 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
         return loaded.remember(model, loaded.Loaded(_private(wish, began, waited, why), left, None))
 
     try:
+        # Not there: the extension, on another platform, or cloudpickle, where a runner installed us without dependencies.
+        importlib.import_module("onecopy._acquire")
         process.core_store(wish.place)
-    except (ImportError, OneCopyError) as error:  # no extension for the platform of this worker, or no place for it
+    except (ImportError, OneCopyError) as error:
         if wish.must or isinstance(error, _TO_THE_CALLER):
             raise
         return down_the_ladder(error)

@@ -30,7 +30,7 @@ use crate::registry::{self, Registry, Session, SweepReport};
 use crate::segment::reader;
 use crate::sys::directory::Directory;
 use crate::sys::mapping::Mapping;
-use crate::sys::object::{self, Missing, ObjectId};
+use crate::sys::object::{self, Missing, ObjectId, SegmentFd};
 use crate::sys::{fork, room};
 use crate::{Error, Result};
 
@@ -130,13 +130,14 @@ impl Store {
     /// Asks once. `waited`: the episode in which the caller began to wait.
     pub fn acquire(&self, ask: &Ask, waited: Option<u64>) -> Result<Step> {
         check_key(&ask.key)?;
-        let (now, oom_kills) = (now(), room::oom_kills());
+        let oom_kills = room::oom_kills();
         let found = self.registry.transact(|session| {
             let request = AcquireRequest {
                 me: session.me(),
                 key: ask.key.clone(),
                 constructor: ask.constructor.clone(),
-                now,
+                // Under the lock: what others wrote before is in the past.
+                now: now(),
                 oom_kills,
                 waited,
                 may_load: ask.may_load,
@@ -148,8 +149,11 @@ impl Store {
                 let Acquired::Attach { segment, facts, generation, holders, foreign, constructor } = answer else {
                     return Ok(Found::Answer(answer));
                 };
-                if self.has(&facts) {
-                    return Ok(Found::Own { facts, constructor });
+                match self.stage(&facts) {
+                    Own::Held => return Ok(Found::Own { facts, constructor }),
+                    // Another thread of ours has said READY, and is about to note its lease.
+                    Own::Publishing => return Ok(Found::Dying),
+                    Own::Nothing => {}
                 }
                 match self.open_segment(session, segment, &facts, &holders)? {
                     Opened::Fd(fd) => {
@@ -239,7 +243,7 @@ impl Store {
     pub fn leave(&self) {
         self.registry.leave();
         let held = std::mem::take(&mut *self.holdings.lock());
-        held.into_values().for_each(|held| close_last(held.fd, held.id));
+        drop(held);
     }
 
     /// Checks the buffers of an attached segment against their checksums; the number of bytes checked.
@@ -279,8 +283,7 @@ impl Store {
         };
         let lease = store.registry.transact(|session| session.restore(&holding))?;
         let held = Held {
-            fd: Arc::new(fd),
-            id,
+            fd: Arc::new(SegmentFd::new(fd, id)),
             key: holding.key,
             constructor: holding.constructor,
             generation: holding.generation,
@@ -296,9 +299,13 @@ impl Store {
         Ok(true)
     }
 
-    /// This process holds the segment, and its descriptor is still open.
-    fn has(&self, facts: &SegmentFacts) -> bool {
-        self.holdings.lock().get(&facts.uuid).is_some_and(|held| held.published.is_some() && held.open())
+    /// What this process has of the segment, behind a descriptor that is still open.
+    fn stage(&self, facts: &SegmentFacts) -> Own {
+        match self.holdings.lock().get(&facts.uuid).filter(|held| held.fd.open()) {
+            Some(held) if held.published.is_some() => Own::Held,
+            Some(_) => Own::Publishing,
+            None => Own::Nothing,
+        }
     }
 
     fn open_segment(
@@ -358,19 +365,24 @@ impl Store {
         generation: u64,
         constructor: &Constructor,
     ) {
-        let (fd, id) = (Arc::new(fd), object_id(&facts));
+        let fd = SegmentFd::new(fd, object_id(&facts));
         let spare = match self.holdings.lock().entry(facts.uuid) {
-            Entry::Occupied(held) if held.get().published.is_some() && held.get().open() => Some((lease, fd)),
+            Entry::Occupied(held) if held.get().published.is_some() && held.get().fd.open() => Some((lease, Arc::new(fd))),
             Entry::Occupied(mut held) => {
-                // Our descriptor was closed behind our back, and another holder gave us a new one.
+                // Our descriptor was closed behind our back, and another holder gave us a new one: with the old number, maybe.
                 let held = held.get_mut();
-                let closed = std::mem::replace(&mut held.fd, fd);
-                held.published.replace((facts, lease)).map(|(_, before)| (before, closed))
+                let number = fd.number();
+                let closed = std::mem::replace(&mut held.fd, Arc::new(fd));
+                if closed.number() == number
+                    && let Some(closed) = Arc::into_inner(closed)
+                {
+                    closed.forget();
+                }
+                held.published.replace((facts, lease)).map(|(_, before)| (before, held.fd.clone()))
             }
             Entry::Vacant(place) => {
                 place.insert(Held {
-                    fd,
-                    id,
+                    fd: Arc::new(fd),
                     key: ask.key.clone(),
                     constructor: constructor.clone(),
                     generation,
@@ -384,9 +396,19 @@ impl Store {
             }
         };
         let Some((lease, fd)) = spare else { return };
-        // Where the registry is stuck the row stays until its reader finds the descriptor closed.
-        let _ = self.registry.transact(|session| session.release(lease));
-        close_last(fd, id);
+        self.release(lease);
+        drop(fd);
+    }
+
+    /// Where the registry does not answer now, the housekeeping thread tries again.
+    fn release(&self, lease: LeaseId) {
+        if self.registry.transact(|session| session.release(lease)).is_err() {
+            process::current().release_later(&self.place, lease);
+        }
+    }
+
+    fn try_release(&self, lease: LeaseId) -> Result<()> {
+        self.registry.transact(|session| session.release(lease))
     }
 
     /// A view of a segment that this process holds: the one that is there, or a new mapping. `Again` where the last view
@@ -447,17 +469,15 @@ impl Store {
         };
         let Some(held) = last else { return };
         if let Some((_, lease)) = held.published {
-            // Where the registry is stuck the row stays until we are dead, and is swept then.
-            let _ = self.registry.transact(|session| session.release(lease));
+            self.release(lease);
         }
-        close_last(held.fd, held.id);
     }
 
     fn collapse_step(&self, uuid: [u8; 16], from: usize) -> Option<usize> {
         let (fd, bytes) = {
             let holdings = self.holdings.lock();
             let held = holdings.get(&uuid)?;
-            (held.fd.clone(), held.id.bytes)
+            (held.fd.clone(), held.fd.id.bytes)
         };
         crate::sys::mapping::collapse_step(&fd, bytes as usize, from)
     }
@@ -508,6 +528,12 @@ enum Found {
     Refused(String),
 }
 
+enum Own {
+    Held,
+    Publishing,
+    Nothing,
+}
+
 enum Opened {
     Fd(std::os::fd::OwnedFd),
     LookAgain,
@@ -517,12 +543,6 @@ enum Opened {
 }
 
 /// Closes a descriptor that nothing here uses any more, unless somebody closed it behind our back.
-fn close_last(fd: Arc<std::os::fd::OwnedFd>, id: ObjectId) {
-    if let Some(fd) = Arc::into_inner(fd) {
-        object::close_if_ours(fd, id);
-    }
-}
-
 fn object_id(facts: &SegmentFacts) -> ObjectId {
     ObjectId { device: facts.device, inode: facts.inode, bytes: facts.bytes }
 }

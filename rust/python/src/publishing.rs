@@ -11,7 +11,6 @@ use crate::errors::detached;
 use crate::gil;
 use crate::mapping::Mapping;
 use crate::steps::{Attached, backend_name};
-use crate::store::ended;
 
 /// Fill every buffer in order, seal, inspect, publish; dropped before that, nothing of it stays.
 #[pyclass(frozen, module = "onecopy._core")]
@@ -87,12 +86,6 @@ impl Publishing {
             Outcome::Ready { generation } => Ok(Some(generation)),
             Outcome::Superseded => Ok(None),
         }
-    }
-
-    /// Ends without READY; `how` and `reason` as for `Store.end_loading`.
-    fn abandon(&self, py: Python<'_>, how: &str, reason: String) -> PyResult<()> {
-        let ended = ended(how, reason)?;
-        self.with(py, |publishing| publishing.abandon(ended))
     }
 
     /// Lets go of what filling needed. Call it when done; dropping the object without it does the same.

@@ -144,7 +144,7 @@ impl Store {
     }
 }
 
-pub fn ended(how: &str, reason: String) -> PyResult<Ended> {
+fn ended(how: &str, reason: String) -> PyResult<Ended> {
     match how {
         "failed" => Ok(Ended::Failed { reason }),
         "unshareable" => Ok(Ended::Unshareable { reason }),

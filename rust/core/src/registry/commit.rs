@@ -174,6 +174,8 @@ fn unlink(names: &Names<'_>, uuid: &[u8; 16]) -> Result<Option<OwnedFd>> {
     let kept = fs::openat(names.directory.as_fd(), &name, flags, Mode::empty()).ok();
     match fs::unlinkat(names.directory.as_fd(), &name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(kept),
+        // Somebody else's, or a directory, under our name: not what the row meant, and no reason to stop.
+        Err(Errno::PERM | Errno::ACCESS | Errno::ISDIR) => Ok(None),
         Err(errno) => Err(Error::os("unlink", names.directory.shown(&name), errno)),
     }
 }

@@ -20,15 +20,25 @@ pub struct Contents {
 /// Checks header, manifest and skeleton of an object that is already known to be the right one.
 pub fn read(fd: &OwnedFd, facts: &SegmentFacts, place: &str) -> Result<Contents> {
     let header = read_header(fd, facts, place)?;
-    let manifest = object::read_exact(fd, header.manifest_offset, header.manifest_bytes() as usize)?;
+    let manifest = read_exact(fd, header.manifest_offset, header.manifest_bytes() as usize, place)?;
     header.parse_manifest(&manifest, place)?;
-    let skeleton = object::read_exact(fd, header.skeleton_offset, header.skeleton_bytes as usize)?;
+    let skeleton = read_exact(fd, header.skeleton_offset, header.skeleton_bytes as usize, place)?;
     header.check_skeleton(&skeleton, place)?;
     Ok(Contents { skeleton, data_offset: header.data_offset })
 }
 
+/// What ends too early is damaged; every other failure is the kernel's to explain.
+fn read_exact(fd: &OwnedFd, offset: u64, bytes: usize, place: &str) -> Result<Vec<u8>> {
+    object::read_exact(fd, offset, bytes).map_err(|error| match error {
+        Error::Os { ref source, .. } if source.raw_os_error() == Some(libc::ENODATA) => {
+            wrong(place, "cut short", format!("less than {bytes} bytes at {offset}"), bytes)
+        }
+        other => other,
+    })
+}
+
 fn read_header(fd: &OwnedFd, facts: &SegmentFacts, place: &str) -> Result<Header> {
-    let bytes = object::read_exact(fd, 0, HEAD).map_err(|_| wrong(place, "cut short", facts.bytes, HEAD))?;
+    let bytes = read_exact(fd, 0, HEAD, place)?;
     Header::parse(&bytes, place, facts.bytes, &facts.uuid)
 }
 
@@ -36,14 +46,14 @@ fn read_header(fd: &OwnedFd, facts: &SegmentFacts, place: &str) -> Result<Header
 pub fn verify(fd: &OwnedFd, facts: &SegmentFacts, place: &str) -> Result<u64> {
     read(fd, facts, place)?;
     let header = read_header(fd, facts, place)?;
-    let manifest = object::read_exact(fd, header.manifest_offset, header.manifest_bytes() as usize)?;
+    let manifest = read_exact(fd, header.manifest_offset, header.manifest_bytes() as usize, place)?;
     let mut checked = 0;
     for (index, row) in header.parse_manifest(&manifest, place)?.iter().enumerate() {
         let mut crc = crc32fast::Hasher::new();
         let mut done = 0;
         while done < row.bytes {
             let step = (row.bytes - done).min(4 << 20);
-            crc.update(&object::read_exact(fd, row.offset + done, step as usize)?);
+            crc.update(&read_exact(fd, row.offset + done, step as usize, place)?);
             done += step;
         }
         let found = crc.finalize();

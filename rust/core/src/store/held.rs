@@ -1,17 +1,15 @@
 //! What this process has open of one store: descriptor, lease and views of each segment.
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::view::{Inherited, View};
 use crate::registry::request::{Constructor, Holding, Key, LeaseId, SegmentFacts};
-use crate::sys::object::{self, ObjectId};
+use crate::sys::object::SegmentFd;
 
 #[derive(Debug)]
 pub struct Held {
-    pub fd: Arc<OwnedFd>,
-    pub id: ObjectId,
+    pub fd: Arc<SegmentFd>,
     pub key: Key,
     pub constructor: Constructor,
     pub generation: u64,
@@ -26,15 +24,10 @@ pub struct Held {
 }
 
 impl Held {
-    /// The descriptor still leads to the segment: daemons close everything.
-    pub fn open(&self) -> bool {
-        object::still_ours(&self.fd, self.id)
-    }
-
     pub(super) fn inherited(&self, facts: SegmentFacts) -> Inherited {
         Inherited {
             facts,
-            fd: self.fd.as_raw_fd(),
+            fd: self.fd.number(),
             key: self.key.clone(),
             constructor: self.constructor.clone(),
             generation: self.generation,
@@ -45,7 +38,7 @@ impl Held {
     fn holding(&self) -> Option<Holding> {
         let (facts, _) = self.published?;
         // With a closed descriptor nobody could attach through us.
-        let fd = if self.open() { self.fd.as_raw_fd() } else { return None };
+        let fd = if self.fd.open() { self.fd.number() } else { return None };
         Some(Holding {
             key: self.key.clone(),
             constructor: self.constructor.clone(),

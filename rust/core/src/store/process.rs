@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
 
 use super::Store;
 use super::publish::Publishing;
 use super::view::{Place, Retired, View};
-use crate::registry::request::{Ended, Ticket};
+use crate::registry::request::{Ended, LeaseId, Ticket};
 use crate::sys::fork;
 
 #[derive(Debug)]
@@ -41,7 +41,11 @@ enum Task {
     Abandon(Box<Publishing>),
     /// A loader that was let go of; if its entry knows the end already, this says nothing new.
     GiveUp(Arc<Store>, Ticket),
+    Release(Arc<Store>, LeaseId),
 }
+
+/// Between two tries where the registry does not answer.
+const RETRY: Duration = Duration::from_secs(5);
 
 static FIRST: OnceLock<Process> = OnceLock::new();
 
@@ -101,6 +105,13 @@ impl Process {
         self.push(Task::Collapse(store, uuid, 0));
     }
 
+    pub(super) fn release_later(&self, place: &Place, lease: LeaseId) {
+        let store = self.stores().get(place).cloned();
+        if let Some(store) = store {
+            self.push(Task::Release(store, lease));
+        }
+    }
+
     fn push(&self, task: Task) {
         self.queue.push(task);
         if let Some(thread) = self.thread.get() {
@@ -126,6 +137,8 @@ impl Process {
     fn housekeeping(&self) {
         let mut lingering: Vec<(Arc<View>, Option<Instant>)> = Vec::new();
         loop {
+            // What the registry did not take: others wait for it.
+            let mut again: Vec<Task> = Vec::new();
             while let Some(task) = self.queue.pop() {
                 match task {
                     Task::Unmap(retired) => self.unmap(retired),
@@ -133,8 +146,14 @@ impl Process {
                     Task::EndLinger(uuid) => lingering.retain(|(view, _)| view.uuid() != uuid),
                     Task::Abandon(publishing) => drop(publishing),
                     Task::GiveUp(store, ticket) => {
-                        // Where the registry is stuck the waiters lose patience, or see us die.
-                        let _ = store.end_loading(ticket, Ended::GaveUp);
+                        if store.end_loading(ticket, Ended::GaveUp).is_err() {
+                            again.push(Task::GiveUp(store, ticket));
+                        }
+                    }
+                    Task::Release(store, lease) => {
+                        if store.try_release(lease).is_err() {
+                            again.push(Task::Release(store, lease));
+                        }
                     }
                     Task::Collapse(store, uuid, from) => {
                         if let Some(next) = store.collapse_step(uuid, from) {
@@ -146,13 +165,15 @@ impl Process {
             }
             let now = Instant::now();
             lingering.retain(|(_, until)| until.is_none_or(|until| until > now));
-            if !self.queue.is_empty() {
+            if !self.queue.is_empty() && again.is_empty() {
                 continue;
             }
-            match lingering.iter().filter_map(|(_, until)| *until).min() {
+            let retry = (!again.is_empty()).then(|| now + RETRY);
+            match lingering.iter().filter_map(|(_, until)| *until).chain(retry).min() {
                 Some(next) => thread::park_timeout(next.saturating_duration_since(now)),
                 None => thread::park(),
             }
+            again.into_iter().for_each(|task| self.queue.push(task));
         }
     }
 

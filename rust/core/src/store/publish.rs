@@ -1,6 +1,5 @@
 //! Publishing: announce > fill > seal > look at it > publish.
 
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
@@ -8,10 +7,11 @@ use rustix::io::Errno;
 use super::held::Held;
 use super::process;
 use super::{Ask, Attached, Store, check_key, now};
-use crate::registry::request::{Backend, Ended, PublishRequest, Published, SegmentFacts, Ticket};
+use crate::registry::request::{Backend, PublishRequest, Published, SegmentFacts, Ticket};
 use crate::segment::writer::{Filling, Outline, Sealed};
 use crate::store::View;
 use crate::sys::memory::Victim;
+use crate::sys::object::SegmentFd;
 use crate::sys::room;
 use crate::{Error, Result};
 
@@ -63,6 +63,8 @@ pub struct Publishing {
 enum Stage {
     Filling(Filling),
     Sealed(SegmentFacts),
+    /// Neither of use nor published: dropped, its row and name go.
+    Failed,
     Over,
 }
 
@@ -78,7 +80,7 @@ impl Store {
         for backend in self.backends(&announced)? {
             match self.reserve(ask, &announced, outline.clone(), backend) {
                 Ok(publishing) => return Ok(publishing),
-                // For lack of room the other backend is tried: the first one's figures are the ones to tell.
+                // Whatever one backend fails of, the other may do: the first one's words are the ones to tell.
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
@@ -139,10 +141,15 @@ impl Store {
                 return Err(self.no_room(error, backend, bytes));
             }
         };
-        let fd = filling.fd().try_clone().map_err(|error| Error::os("dup", &name, error))?;
+        let fd = match filling.fd().try_clone() {
+            Ok(fd) => fd,
+            Err(error) => {
+                self.discard(row);
+                return Err(Error::os("dup", &name, error));
+            }
+        };
         let held = Held {
-            fd: Arc::new(fd),
-            id: filling.id(),
+            fd: Arc::new(SegmentFd::new(fd, filling.id())),
             key: ask.key.clone(),
             constructor: ask.constructor.clone(),
             generation: 0,
@@ -243,14 +250,14 @@ impl Publishing {
             let mut holdings = self.store.holdings.lock();
             let held = holdings.get_mut(&self.uuid).ok_or_else(|| Error::os("view", "segment", Errno::BADF))?;
             held.views += 1;
-            (held.fd.clone(), held.id.bytes)
+            (held.fd.clone(), held.fd.id.bytes)
         };
         self.store.map_counted(&fd, self.uuid, bytes)
     }
 
     /// No write from here on.
     pub fn seal(&mut self) -> Result<()> {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
+        match std::mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Filling(filling) => {
                 let Sealed { facts, .. } = filling.seal()?;
                 self.stage = Stage::Sealed(facts);
@@ -291,7 +298,7 @@ impl Publishing {
         let Stage::Sealed(facts) = self.stage else {
             return Err(Error::Unshareable("the segment is not sealed".into()));
         };
-        let fd = self.store.holdings.lock().get(&self.uuid).map(|held| held.fd.as_raw_fd());
+        let fd = self.store.holdings.lock().get(&self.uuid).map(|held| held.fd.number());
         let fd = fd.ok_or_else(|| Error::os("publish", "segment", Errno::BADF))?;
         let published = self.store.registry.transact(|session| {
             let request = PublishRequest {
@@ -329,16 +336,6 @@ impl Publishing {
                     .store
                     .exists(&self.ask, &if loading { format!("{who} is loading it") } else { format!("{who} has it") }))
             }
-        }
-    }
-
-    /// Ends without READY; the entry learns why, if it is ours.
-    pub fn abandon(&mut self, ended: Ended) -> Result<()> {
-        self.stage = Stage::Over;
-        let row = self.row;
-        match self.announced.ticket {
-            Some(ticket) => self.store.registry.transact(|session| session.end_loading(ticket, ended, Some(row))),
-            None => self.store.registry.transact(|session| session.discard(row)),
         }
     }
 }

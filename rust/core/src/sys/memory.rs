@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs;
+use std::sync::{Mutex, PoisonError};
 
 /// Gives freed heap memory back to the system (malloc_trim(3)): without it all that was freed stays resident.
 pub fn trim() {
@@ -12,27 +13,36 @@ pub fn trim() {
     }
 }
 
-/// While it lives, this process is the OOM killer's first choice: a memory cgroup kills instead of failing, and the pages
+/// While one lives, this process is the OOM killer's first choice: a memory cgroup kills instead of failing, and the pages
 /// of an object are in nobody's RSS, so an innocent neighbour would go first. proc(5), `oom_score_adj`.
 #[derive(Debug)]
-pub struct Victim {
-    before: String,
-}
+pub struct Victim(());
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
+/// How many live, and what the score was before the first.
+static VICTIMS: Mutex<(u32, String)> = Mutex::new((0, String::new()));
 
 impl Victim {
     /// None where the kernel does not let us.
     pub fn offer() -> Option<Self> {
-        let before = fs::read_to_string(OOM_SCORE).ok()?;
-        fs::write(OOM_SCORE, "1000").ok()?;
-        Some(Self { before: before.trim().to_owned() })
+        let mut victims = VICTIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        if victims.0 == 0 {
+            victims.1 = fs::read_to_string(OOM_SCORE).ok()?.trim().to_owned();
+            fs::write(OOM_SCORE, "1000").ok()?;
+        }
+        victims.0 += 1;
+        Some(Self(()))
     }
 }
 
 impl Drop for Victim {
     fn drop(&mut self) {
-        let _ = fs::write(OOM_SCORE, &self.before);
+        let mut victims = VICTIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        victims.0 = victims.0.saturating_sub(1);
+        if victims.0 == 0 {
+            let _ = fs::write(OOM_SCORE, &victims.1);
+        }
     }
 }
 
@@ -45,7 +55,10 @@ mod tests {
         let before = fs::read_to_string(OOM_SCORE).unwrap();
         if let Some(victim) = Victim::offer() {
             assert_eq!(fs::read_to_string(OOM_SCORE).unwrap().trim(), "1000");
+            let second = Victim::offer();
             drop(victim);
+            assert_eq!(fs::read_to_string(OOM_SCORE).unwrap().trim(), "1000");
+            drop(second);
         }
         assert_eq!(fs::read_to_string(OOM_SCORE).unwrap(), before);
     }

@@ -3,6 +3,8 @@
 //! A memfd is reopened through `/proc/<pid>/fd/<n>` of any living holder (proc(5)). Descriptor numbers and pids are
 //! reused, so what is found there is believed only after device, inode, owner, length and seals agree.
 
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{self, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags};
@@ -131,15 +133,51 @@ pub fn take_inherited(fd: i32, expected: ObjectId) -> Option<OwnedFd> {
     }
 }
 
-/// Closes a descriptor only if its number still leads to the object that we opened (daemons close everything).
-pub fn close_if_ours(fd: OwnedFd, expected: ObjectId) {
-    if check(&fd, expected).is_err() {
-        std::mem::forget(fd);
+/// A descriptor of a segment. Daemons close everything: the number is used and closed only while it leads to the segment.
+#[derive(Debug)]
+pub struct SegmentFd {
+    fd: ManuallyDrop<OwnedFd>,
+    pub id: ObjectId,
+}
+
+impl SegmentFd {
+    pub fn new(fd: OwnedFd, id: ObjectId) -> Self {
+        Self { fd: ManuallyDrop::new(fd), id }
+    }
+
+    pub fn open(&self) -> bool {
+        check(&self.fd, self.id).is_ok()
+    }
+
+    pub fn number(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// Lets the number go without closing it: it was closed behind our back, and is somebody else's by now.
+    pub fn forget(mut self) {
+        self.id = NOBODY;
     }
 }
 
-pub fn still_ours(fd: &OwnedFd, expected: ObjectId) -> bool {
-    check(fd, expected).is_ok()
+/// No object has it: inode 0 is never given out.
+const NOBODY: ObjectId = ObjectId { device: 0, inode: 0, bytes: 0 };
+
+impl Deref for SegmentFd {
+    type Target = OwnedFd;
+
+    fn deref(&self) -> &OwnedFd {
+        &self.fd
+    }
+}
+
+impl Drop for SegmentFd {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        if self.open() {
+            // SAFETY: dropped once, here, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.fd) }
+        }
+    }
 }
 
 fn check(fd: &OwnedFd, expected: ObjectId) -> Result<(), Missing> {

@@ -10,10 +10,16 @@ pub fn identity() -> Identity {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     Identity {
         pid: std::process::id(),
-        pid_namespace: fs::metadata("/proc/self/ns/pid").map_or(0, |data| data.ino()),
+        pid_namespace: pid_namespace(),
         start_time: Stat::parse(&stat).map_or(0, |stat| stat.start_time),
         name: fs::read_to_string("/proc/self/comm").map_or_else(|_| String::new(), |name| name.trim_end().to_owned()),
     }
+}
+
+/// Inode of our PID namespace; 0 where `/proc` is another namespace's: the pids in it are not those that we know.
+fn pid_namespace() -> u64 {
+    let own = fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == std::process::id().to_string().as_str());
+    if own { fs::metadata("/proc/self/ns/pid").map_or(0, |data| data.ino()) } else { 0 }
 }
 
 /// A high descriptor number for the life lock. At exit descriptors are closed from the top: above a model's descriptor the

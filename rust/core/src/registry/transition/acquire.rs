@@ -126,7 +126,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             let found: Lease = self.lease_of(at, current)?;
             match self.living(lease::owner(&found))? {
                 None => self.drop_lease(at)?,
-                Some(holder) if holder.pid_namespace == mine.pid_namespace => {
+                Some(holder) if holder.pid_namespace == mine.pid_namespace && mine.pid_namespace != 0 => {
                     holders.push(Holder {
                         lease: lease::id(at, &found),
                         identity: process::identity(&holder),

@@ -1,0 +1,430 @@
+"""A forked child has what its parent had: the weights, a lease of its own, and nothing else."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from processes import Failed, Other
+from tasks import loads
+
+import onecopy
+
+BACKENDS = pytest.mark.parametrize("backend", ["memfd", "posix"])
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
+class Child:
+    """A child that another process forked; asked as that one is."""
+
+    def __init__(self, parent: Any, folder: Path) -> None:
+        self.parent = parent
+        path = str(folder / f"{len(list(folder.iterdir()))}.socket")
+        self._stderr = Path(path + ".stderr")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(1)
+            self.pid: int = parent("fork_and_serve", path)
+            self._connection, _ = listener.accept()
+        self._stream = self._connection.makefile("rwb")
+
+    def start(self, task: str, *args: Any, **kwargs: Any) -> None:
+        pickle.dump((task, args, kwargs), self._stream)
+        self._stream.flush()
+
+    def result(self) -> Any:
+        good, answer = pickle.load(self._stream)
+        if not good:
+            raise Failed(*answer)
+        return answer
+
+    def __call__(self, task: str, *args: Any, **kwargs: Any) -> Any:
+        self.start(task, *args, **kwargs)
+        return self.result()
+
+    def end(self, task: str) -> None:
+        """By a task that does not answer."""
+        self.start(task)
+        assert self._stream.read() == b""
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        wait_until(self.gone)
+
+    def gone(self) -> bool:
+        """Dead: reaped, or a zombie that its parent has not looked at yet."""
+        try:
+            return ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._connection.close()
+        wait_until(self.gone)
+        assert self._stderr.read_text() == ""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    return str(tmp_path / "loads")
+
+
+@pytest.fixture
+def sockets(tmp_path: Path) -> Path:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    return folder
+
+
+def holders(namespace: str, tag: str = "model") -> list[int]:
+    """Who holds it, at the second look: the first one buries the dead."""
+    store = onecopy.Store(namespace)
+    store.list()
+    return sorted(who[0] for row in store.list() if row.tag == tag for who in row.holders)
+
+
+def segments(namespace: str) -> list[str]:
+    return [path.name for path in Path("/dev/shm").glob(f"onecopy-v1-{os.geteuid()}-{namespace}-*")]
+
+
+def freed(namespace: str) -> bool:
+    return not onecopy.Store(namespace).list() and not segments(namespace)
+
+
+# -- Parent, child, grandchild.
+
+
+@BACKENDS
+def test_a_child_uses_what_it_inherits_and_has_a_lease_of_its_own(namespace, log, sockets, backend):
+    with Other() as parent:
+        value = parent("acquire", namespace, "model", log, backend=backend)[0]
+        with Child(parent, sockets) as child:
+            assert child("total", "model") == value
+            assert holders(namespace) == sorted((parent.pid, child.pid))
+            assert child("acquire", namespace, "model", log, backend=backend)[0] == value
+            child("release", "model")
+            wait_until(lambda: holders(namespace) == [parent.pid])
+            assert child("segments_here") == []
+            assert child("acquire", namespace, "model", log, backend=backend)[:2] == (value, "attacher")
+            assert child("acquire", namespace, "other", log, backend=backend)[1] == "publisher"
+            assert parent("acquire", namespace, "other", log, backend=backend)[1] == "attacher"
+            assert loads(log) == 2
+        assert holders(namespace) == [parent.pid]
+        assert parent("total", "model") == parent("total", "other") == value
+    wait_until(lambda: freed(namespace))
+
+
+@BACKENDS
+@pytest.mark.parametrize("parent_ends", ["killed", "exits", "lets go"])
+def test_the_parent_goes_first(namespace, log, sockets, backend, parent_ends):
+    parent = Other()
+    value = parent("acquire", namespace, "model", log, backend=backend)[0]
+    with Child(parent, sockets) as child, Child(child, sockets) as grandchild:
+        assert holders(namespace) == sorted((parent.pid, child.pid, grandchild.pid))
+        if parent_ends == "killed":
+            parent.kill()
+        elif parent_ends == "exits":
+            assert parent.close() == ""
+        else:
+            parent("release", "model")
+        wait_until(lambda: holders(namespace) == sorted((child.pid, grandchild.pid)))
+        child.kill()
+        assert holders(namespace) == [grandchild.pid]
+        assert grandchild("total", "model") == value
+        with Other() as stranger:
+            assert stranger("acquire", namespace, "model", log, backend=backend)[:2] == (value, "attacher")
+        assert grandchild("acquire", namespace, "model", log, backend=backend)[0] == value
+        assert loads(log) == 1
+        grandchild("release", "model")
+        wait_until(lambda: freed(namespace))
+    parent.close()
+
+
+@BACKENDS
+@pytest.mark.parametrize("end", ["exit_cleanly", "exit_holding"])
+def test_the_child_goes_first_by_itself(namespace, log, sockets, backend, end):
+    """A child that exits as Python programs do leaves the table by itself: nobody has to look for it."""
+    with Other() as parent:
+        value = parent("acquire", namespace, "model", log, backend=backend)[0]
+        with Child(parent, sockets) as child:
+            child.end(end)
+            assert parent("reap", child.pid) == 0
+            (row,) = onecopy.Store(namespace).list()
+            assert [who[0] for who in row.holders] == [parent.pid]
+        assert parent("total", "model") == value
+    assert loads(log) == 1
+
+
+@BACKENDS
+def test_the_last_child_exits_and_leaves_nothing(namespace, log, sockets, backend):
+    with Other() as parent:
+        parent("acquire", namespace, "model", log, backend=backend)
+        with Child(parent, sockets) as child:
+            parent("release", "model")
+            wait_until(lambda: holders(namespace) == [child.pid])
+            child.end("exit_holding")
+            assert parent("reap", child.pid) == 0
+            assert segments(namespace) == []
+            assert freed(namespace)
+
+
+@BACKENDS
+def test_a_chain_of_ten_generations(namespace, log, sockets, backend):
+    with Other() as first:
+        value = first("acquire", namespace, "model", log, backend=backend)[0]
+        chain: list[Any] = [first]
+        for _ in range(10):
+            chain.append(Child(chain[-1], sockets))
+        assert holders(namespace) == sorted(link.pid for link in chain)
+        for link in chain[1:-1]:
+            link.kill()
+        assert holders(namespace) == sorted((first.pid, chain[-1].pid))
+        first("release", "model")
+        wait_until(lambda: holders(namespace) == [chain[-1].pid])
+        assert chain[-1]("total", "model") == value
+        for link in chain[1:]:
+            link.__exit__()
+    wait_until(lambda: freed(namespace))
+    assert loads(log) == 1
+
+
+def test_a_published_objects_own_arrays_are_held_by_the_child(namespace, sockets):
+    """The caller's own torch tensors lie on the mapping that was filled."""
+    pytest.importorskip("torch")
+    with Other() as parent:
+        total = parent("torch_publish_own", namespace, "model")
+        assert holders(namespace) == [parent.pid]
+        with Child(parent, sockets) as child:
+            assert holders(namespace) == sorted((parent.pid, child.pid))
+            parent.kill()
+            assert holders(namespace) == [child.pid]
+            assert child("torch_own_total") == total
+            with Other() as stranger:
+                assert stranger("torch_attach", namespace, "model") == total
+
+
+def test_data_loader_workers_that_are_forked(namespace):
+    pytest.importorskip("torch")
+    with Other() as parent:
+        parent("torch_publish", namespace, "model", 512)
+        assert len(parent("load_data", namespace, "model", 3)) == 8
+        assert holders(namespace) == [parent.pid]
+        assert parent.close() == ""
+    assert freed(namespace)
+
+
+# -- While other threads of the parent are busy: the child has none of them, and their locks may be held for ever.
+
+
+def test_fork_while_a_thread_loads(namespace, log, sockets, tmp_path):
+    gate = tmp_path / "gate"
+    with Other() as parent:
+        parent("start", "acquire_gated", namespace, "model", log, str(gate))
+        wait_until(lambda: loads(log) == 1)
+        with Child(parent, sockets) as one, Child(parent, sockets) as two:
+            one.start("acquire_gated", namespace, "model", log, str(gate))
+            two.start("acquire_gated", namespace, "model", log, str(gate))
+            gate.touch()
+            value, role = parent("finish", "acquire_gated")
+            assert role == "publisher"
+            assert one.result() == two.result() == (value, "attacher")
+            assert holders(namespace) == sorted((parent.pid, one.pid, two.pid))
+    assert loads(log) == 1
+
+
+def test_fork_while_a_thread_loads_and_the_parent_dies(namespace, log, sockets, tmp_path):
+    gate = tmp_path / "gate"
+    with Other() as parent:
+        parent("start", "acquire_gated", namespace, "model", log, str(gate))
+        wait_until(lambda: loads(log) == 1)
+        with Child(parent, sockets) as child:
+            child.start("acquire_gated", namespace, "model", log, str(gate))
+            parent.kill()
+            gate.touch()
+            assert child.result()[1] == "publisher"
+            assert loads(log) == 2
+
+
+def test_fork_while_a_thread_waits(namespace, log, sockets, tmp_path):
+    gate = tmp_path / "gate"
+    with Other() as loader, Other() as parent:
+        loader.start("acquire_gated", namespace, "model", log, str(gate))
+        wait_until(lambda: loads(log) == 1)
+        parent("start", "acquire_gated", namespace, "model", log, str(gate))
+        with Child(parent, sockets) as child, Child(child, sockets) as grandchild:
+            child.start("acquire_gated", namespace, "model", log, str(gate))
+            grandchild.start("acquire_gated", namespace, "model", log, str(gate))
+            gate.touch()
+            value, role = loader.result()
+            assert role == "publisher"
+            assert parent("finish", "acquire_gated") == child.result() == grandchild.result() == (value, "attacher")
+    assert loads(log) == 1
+
+
+def test_fork_while_a_thread_has_the_registrys_lock(namespace, log):
+    with Other() as parent:
+        value = parent("acquire", namespace, "model", log)[0]
+        parent("start", "look_all_the_time", namespace)
+        assert parent("fork_many", 30, namespace, "model", log) == [0] * 30
+        assert parent("total", "model") == value
+        with Other() as stranger:
+            assert stranger("acquire", namespace, "model", log)[:2] == (value, "attacher")
+        parent("release", "looking")
+        parent("finish", "look_all_the_time")
+        assert holders(namespace) == [parent.pid]
+    assert loads(log) == 1
+
+
+@BACKENDS
+def test_fork_while_a_thread_publishes(namespace, log, sockets, tmp_path, backend):
+    """A child must not keep the memory of a segment that it does not know."""
+    gate = tmp_path / "gate"
+    with Other() as parent:
+        parent("start", "acquire_paused", namespace, "model", log, str(gate), backend)
+        wait_until(Path(log).exists)
+        with Child(parent, sockets) as child:
+            assert child("segments_here") == []
+            gate.touch()
+            assert parent("finish", "acquire_paused")[1] == "publisher"
+            assert child("acquire", namespace, "model", log, backend=backend)[1] == "attacher"
+            child("release", "model")
+            parent("release", "model")
+            wait_until(lambda: freed(namespace))
+            assert child("segments_here") == []
+
+
+@BACKENDS
+def test_fork_while_the_parent_lingers(namespace, log, sockets, backend):
+    """The linger is the parent's: the child does not know that model."""
+    with Other() as parent:
+        value = parent("acquire", namespace, "model", log, backend=backend, linger=600.0)[0]
+        parent("release", "model")
+        assert holders(namespace) == [parent.pid]
+        with Child(parent, sockets) as child:
+            assert child("segments_here") == []
+            assert holders(namespace) == [parent.pid]
+            assert child("acquire", namespace, "model", log, backend=backend)[:2] == (value, "attacher")
+    assert loads(log) == 1
+
+
+def test_fork_while_a_thread_rebuilds(namespace, sockets, tmp_path):
+    """The collector pauses while an object is rebuilt, and a child of that moment would never collect."""
+    gate = tmp_path / "gate"
+    with Other() as publisher, Other(ONECOPY_TEST_GATE=str(gate)) as parent:
+        publisher("publish_slow", namespace, "model")
+        parent("start", "attach", namespace, "model")
+        wait_until((tmp_path / "gate.begun").exists)
+        assert not parent("collects")
+        with Child(parent, sockets) as child:
+            assert child("collects")
+            gate.touch()
+            assert child("attach", namespace, "model") == parent("finish", "attach")
+            assert parent("collects")
+
+
+def test_a_child_forked_by_a_constructor_exits(namespace, tmp_path):
+    """It unwinds through our own call, which is its parent's."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import onecopy, tasks
+store = onecopy.Store({namespace!r})
+def constructor():
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    return tasks.Model(1.0)
+holder = onecopy.Holder(constructor, "model", store=store)
+holder.acquire()
+assert holder.info.role == "publisher", holder.info
+assert len(store.show("model")[0].holders) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert freed(namespace)
+
+
+# -- multiprocessing, and programs that are started.
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("held", [True, False], ids=["held", "not held"])
+def test_pools(namespace, log, method, held):
+    with Other() as parent:
+        if held:
+            value = parent("acquire", namespace, "model", log)[0]
+        done = parent("acquire_in_pool", method, 3, namespace, "model", log)
+        assert len({total for total, _ in done}) == 1
+        if held:
+            assert {total for total, _ in done} == {value}
+            assert loads(log) == 1
+            assert holders(namespace) == [parent.pid]
+        else:
+            # A worker's lease ends with the worker: the next one may have come too late for it.
+            assert 1 <= loads(log) <= 3
+            assert holders(namespace) == []
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    "how", ["popen", "open descriptors", "preexec_fn", "posix_spawn", "system", "fork and exec"]
+)
+def test_programs_inherit_nothing(namespace, log, how, backend):
+    with Other() as other:
+        value = other("acquire", namespace, "model", log, backend=backend)[0]
+        opened = other("descriptors_of_a_child", how)
+        assert opened, "nothing was seen"
+        assert [name for name in opened if "onecopy" in name and str(Path(log).parent) not in name] == []
+        assert holders(namespace) == [other.pid]
+        assert other("total", "model") == value
+
+
+def test_a_daemon_that_closes_everything(namespace, log, sockets):
+    """Twice forked, all descriptors closed: the weights are there, and the next acquire is as good as any."""
+    with Other() as first:
+        value = first("acquire", namespace, "model", log)[0]
+        with Child(first, sockets) as middle, Child(middle, sockets) as daemon:
+            middle.end("exit_holding")
+            daemon("close_all_but_channels")
+            assert daemon("total", "model") == value
+            assert daemon("acquire", namespace, "other", log)[1] == "publisher"
+            assert daemon("acquire", namespace, "model", log)[0] == value
+            first.kill()
+            assert daemon("total", "model") == value
+            with Other() as stranger:
+                assert stranger("acquire", namespace, "other", log)[1] == "attacher"
+
+
+def test_this_process_forks(namespace):
+    """Not a fresh one: with threads, torch and pytest in it. Its children end without a word."""
+    lease = onecopy.Store(namespace).publish("model", __import__("tasks").Model(2.0))
+    children = []
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if lease.object.total() == 2.0 * (4 << 20) / 8 else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 5
+    assert holders(namespace) == [os.getpid()]
+    del lease
+    gc.collect()
+    wait_until(lambda: freed(namespace))
