@@ -1,4 +1,4 @@
-"""Run with a namespace in an environment that has the wheel and nothing else: two processes, one copy of a dictionary of numpy arrays."""
+"""Run with a namespace where the wheel is and nothing else: two processes, one copy of some numpy arrays."""
 
 import subprocess
 import sys

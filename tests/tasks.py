@@ -416,8 +416,6 @@ def descriptors_of_a_child(how: str) -> list[str]:
         pid = os.fork()
         if pid == 0:
             os.execvp("sleep", command)
-        while "sleep" not in Path(f"/proc/{pid}/comm").read_text():
-            time.sleep(0.005)
     else:
         pid = subprocess.Popen(
             command,
@@ -425,6 +423,9 @@ def descriptors_of_a_child(how: str) -> list[str]:
             preexec_fn=(lambda: None) if how == "preexec_fn" else None,  # noqa: PLW1509 (that is what is tested)
         ).pid
     try:
+        # Until exec has closed them all.
+        while "sleep" not in Path(f"/proc/{pid}/comm").read_text():
+            time.sleep(0.005)
         return [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
     finally:
         os.kill(pid, signal.SIGKILL)

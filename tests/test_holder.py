@@ -136,7 +136,8 @@ class TestOneProcess:
 
     @pytest.mark.parametrize("tag", ["/models/t5", "../../etc/passwd", "t5 größe 模型", "x" * 255])
     def test_a_tag_is_never_a_path(self, namespace, log, tag):
-        assert holder_of(namespace, log, tag).acquire().total() > 0
+        with holder_of(namespace, log, tag) as held:
+            assert held.total() > 0
         assert [model.tag for model in onecopy.Store(namespace).list()] == [tag]
 
     def test_a_namespace_that_would_be_a_path(self):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecopy import _core, _key, _publish, skeleton
@@ -17,6 +18,7 @@ from onecopy.errors import (
     StoreFullError,
     StoreStuckError,
     SystemCallError,
+    UnshareableError,
 )
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
@@ -35,7 +37,7 @@ DYING = 30.0
 #: What sharing may fail of without being anybody's mistake: the model is loaded privately then.
 ENVIRONMENT = (NoRoomError, StoreFullError, StoreStuckError, SystemCallError, RefusedError)
 
-_warned: set[tuple[ModelKey, str]] = set()
+_warned: set[tuple[Place, ModelKey, str]] = set()
 
 
 class Acquisition:
@@ -66,6 +68,7 @@ class Acquisition:
         self.began = time.monotonic()
         self.wait_seconds = 0.0
         self.load_seconds = 0.0
+        self.private_bytes = 0
 
     def run(self) -> tuple[Acquired, Any]:
         """What this process shall use, and its mapping if it is shared."""
@@ -169,8 +172,10 @@ class Acquisition:
 
     def _construct(self, store: Any, loading: Any) -> tuple[object, object]:
         began = time.monotonic()
+        before = anonymous_bytes()
         try:
             obj = self.constructor()
+            self.private_bytes = anonymous_bytes() - before
             state = self.state() if self.state is not None else None
         except BaseException as error:
             # Its own exception reaches its caller. Ctrl-C is no failure of the model: the next one tries.
@@ -245,8 +250,13 @@ class Acquisition:
 
     def _privately(self, reason: str, *, quiet: bool = False) -> Acquired:
         """Loads for this process alone, without anybody's help."""
+        if self.on_unshareable == "raise" and not quiet:
+            message = f"{self.key} is not shared: {reason}"
+            raise UnshareableError(message)
         began = time.monotonic()
+        before = anonymous_bytes()
         used = self.without_sharing(self.constructor)
+        self.private_bytes = anonymous_bytes() - before
         state = self.state() if self.state is not None else None
         self.load_seconds += time.monotonic() - began
         return self._private(used, state, reason, quiet=quiet)
@@ -254,11 +264,13 @@ class Acquisition:
     def _private(self, obj: object, state: object, reason: str, *, quiet: bool) -> Acquired:
         if not quiet and self.on_unshareable == "warn":
             self._warn_once("private", "%s is not shared: %s", self.key, reason)
-        return Acquired(obj, state, self._info("private", "private", 0, 0, 0, reason), None, quiet=quiet)
+        return Acquired(
+            obj, state, self._info("private", "private", 0, 0, max(0, self.private_bytes), reason), None, quiet=quiet
+        )
 
     def _warn_once(self, kind: str, message: str, *details: object) -> None:
-        if (self.key, kind) not in _warned:
-            _warned.add((self.key, kind))
+        if (self.place, self.key, kind) not in _warned:
+            _warned.add((self.place, self.key, kind))
             logger.warning(message, *details)
 
     def _info(
@@ -284,6 +296,15 @@ def _end(store: Any, loading: Any, how: str, reason: str) -> None:
     # Where the registry does not answer, the others see this process die, or lose patience; our caller has his answer.
     with contextlib.suppress(OneCopyError):
         store.end_loading(loading, how, reason)
+
+
+def anonymous_bytes() -> int:
+    """Private memory of this process (RssAnon, proc(5)); 0 where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError), Path("/proc/self/status").open(encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def key_of(key: ModelKey) -> tuple[str, str, str]:

@@ -14,6 +14,8 @@ __all__ = [
     "Publishing",
     "Store",
     "Waiting",
+    "forget_parent",
+    "leave",
     "trim",
 ]
 
@@ -171,6 +173,12 @@ class Publishing:
         """READY: the generation; None where the tag was replaced meanwhile."""
     def close(self) -> None:
         """Lets go of what filling needed. Call it when done; dropping the object without it does the same."""
+
+def forget_parent() -> None:
+    """In a forked child that has adopted its mappings: lets go of what its parent's threads kept."""
+
+def leave() -> None:
+    """Clean exit: this process's leases and its places in the tables go."""
 
 def trim() -> None:
     """Gives freed heap memory back to the system (malloc_trim(3))."""

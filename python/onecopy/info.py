@@ -20,7 +20,7 @@ class ModelInfo:
     #: Bytes in the shared mapping, one copy for the machine.
     shared_bytes: int
     #: Bytes that this process has for itself: the skeleton, and for a publisher what could not be re-pointed.
-    #: Where the role is "private", the whole model as far as its buffers are known.
+    #: Where the role is "private": by how much this process's anonymous memory grew while the model was loaded.
     private_bytes: int
     #: What `acquire` took in all.
     seconds: float

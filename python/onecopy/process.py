@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from onecopy.errors import ModelTimeoutError, RecursionInConstructorError, UnshareableError
@@ -79,7 +80,6 @@ class _Seen(NamedTuple):
     """What is remembered of an object that nobody here may have acquired any more."""
 
     obj: weakref.ref[Any]
-    state: object
     info: ModelInfo
     mapping: weakref.ref[Mapping] | None
     linger: float | None
@@ -110,7 +110,8 @@ class Slot:
                 return None
             mapping = seen.mapping() if seen.mapping is not None else None
             hold = mapping.hold(seen.linger) if mapping is not None else None
-            acquired = Acquired(obj, seen.state, seen.info, hold, quiet=seen.quiet)
+            # What came with the object is not kept for it: it could keep the object.
+            acquired = Acquired(obj, None, seen.info, hold, quiet=seen.quiet)
             self._acquired = weakref.ref(acquired)
         return acquired
 
@@ -118,17 +119,11 @@ class Slot:
         self._acquired = weakref.ref(acquired)
         self._seen = None
         try:
-            obj = weakref.ref(acquired.object, self._gone)
+            obj = weakref.ref(acquired.object)
         except TypeError:
             return  # A dict, a list: found again only while somebody has it acquired.
         mapping_ref = weakref.ref(mapping) if mapping is not None else None
-        self._seen = _Seen(obj, acquired.state, acquired.info, mapping_ref, linger, acquired.quiet)
-
-    def _gone(self, obj: weakref.ref[Any]) -> None:
-        # What came with the object goes with it: arrays in the state would keep the mapping.
-        seen = self._seen
-        if seen is not None and seen.obj is obj:
-            self._seen = None
+        self._seen = _Seen(obj, acquired.info, mapping_ref, linger, acquired.quiet)
 
     def forget_threads(self) -> None:
         """In a forked child: whoever held the lock does not exist here."""
@@ -238,16 +233,20 @@ def _in_child() -> None:
     _stores.clear()
     for inherited in list(_slots.values()):
         inherited.forget_threads()
+    native = sys.modules.get("onecopy._core")
+    if native is None:
+        return
     for mapping in list(_mappings):
-        try:
+        # A child without a lease works; only a later acquire would load again.
+        with suppress(Exception):
             mapping.adopt()
-        except Exception:  # A child without leases works; only a later acquire would load again.
-            return
+    native.forget_parent()
 
 
 def _at_exit() -> None:
-    for store in list(_stores.values()):
-        store.leave()
+    native = sys.modules.get("onecopy._core")
+    if native is not None:
+        native.leave()
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -14,6 +14,7 @@ import gc
 import importlib
 import io
 import itertools
+import os
 import pickle
 import struct
 from contextlib import ExitStack
@@ -22,13 +23,17 @@ from types import FunctionType
 from typing import Any
 
 import cloudpickle
-from cloudpickle.cloudpickle import _dynamic_class_reduce
 
 from onecopy import frameworks
 from onecopy.skeleton import blame, main_module
 from onecopy.skeleton.parts import Buffer, Extents, Parts, Unshareable
 
 __all__ = ["LEAST_SHARED", "Buffer", "Parts", "Unshareable", "put_together", "take_apart"]
+
+try:
+    from cloudpickle.cloudpickle import _dynamic_class_reduce
+except ImportError:  # before cloudpickle 3, which Beam before 2.65 does not take
+    from cloudpickle.cloudpickle_fast import _dynamic_class_reduce
 
 #: Bytes in buffers of `_LARGE` and more below which sharing is not worth a segment.
 LEAST_SHARED = 1 << 20
@@ -70,7 +75,10 @@ def put_together(skeleton: bytes | memoryview, mapping: Any, data_start: int) ->
     lengths = _lengths(stream.read(_HEADER.size), len(skeleton))
     # A full collection takes 0.2 s where torch and transformers are imported, and there is no garbage to find.
     collecting = gc.isenabled()
-    gc.disable()
+    pause = object()
+    if collecting:
+        _pauses.add(pause)
+        gc.disable()
     try:
         with ExitStack() as stack:
             objects: dict[int, object] = {}
@@ -87,7 +95,21 @@ def put_together(skeleton: bytes | memoryview, mapping: Any, data_start: int) ->
             return unpickler.load()
     finally:
         if collecting:
+            _pauses.discard(pause)
             gc.enable()
+
+
+#: One for each call that has paused the collector: a child forked meanwhile has nobody who ends it.
+_pauses: set[object] = set()
+
+
+def _in_child() -> None:
+    if _pauses:
+        _pauses.clear()
+        gc.enable()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _lengths(header: bytes, total: int) -> tuple[int, int, int]:

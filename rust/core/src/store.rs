@@ -270,8 +270,7 @@ impl Store {
             view.count_here();
             return Ok(true);
         }
-        let id = object_id(&inherited.facts);
-        let Some(fd) = object::take_inherited(inherited.fd, id) else { return Ok(false) };
+        let Some(fd) = view.inherited_fd() else { return Ok(false) };
         let holding = Holding {
             key: inherited.key.clone(),
             constructor: inherited.constructor.clone(),
@@ -283,7 +282,7 @@ impl Store {
         };
         let lease = store.registry.transact(|session| session.restore(&holding))?;
         let held = Held {
-            fd: Arc::new(SegmentFd::new(fd, id)),
+            fd: Arc::new(SegmentFd::new(fd, object_id(&inherited.facts))),
             key: holding.key,
             constructor: holding.constructor,
             generation: holding.generation,
@@ -291,7 +290,8 @@ impl Store {
             shared_bytes: holding.shared_bytes,
             published: Some((holding.facts, lease)),
             views: 1,
-            view: Arc::downgrade(view),
+            // For what is built from now on there will be a new one: this one may show what the parent wrote in place.
+            view: std::sync::Weak::new(),
         };
         store.holdings.lock().insert(view.uuid(), held);
         view.count_here();

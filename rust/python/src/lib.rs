@@ -27,6 +27,25 @@ mod _core {
 
     use pyo3::prelude::*;
 
+    /// With the GIL held, so that no thread forks meanwhile: what is made once must not be half made in a child.
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        onecopy_core::store::current();
+        Ok(())
+    }
+
+    /// In a forked child that has adopted its mappings: lets go of what its parent's threads kept.
+    #[pyfunction]
+    fn forget_parent(py: Python<'_>) {
+        super::gil::released(py, || onecopy_core::store::current().forget_parent());
+    }
+
+    /// Clean exit: this process's leases and its places in the tables go.
+    #[pyfunction]
+    fn leave(py: Python<'_>) {
+        super::gil::released(py, || onecopy_core::store::current().leave());
+    }
+
     /// Gives freed heap memory back to the system (malloc_trim(3)).
     #[pyfunction]
     fn trim(py: Python<'_>) {

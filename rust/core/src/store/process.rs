@@ -17,12 +17,14 @@ use super::publish::Publishing;
 use super::view::{Place, Retired, View};
 use crate::registry::request::{Ended, LeaseId, Ticket};
 use crate::sys::fork;
+use crate::sys::lock::prepare_for_forks;
 
 #[derive(Debug)]
 pub struct Process {
     forks: u64,
     stores: Mutex<HashMap<Place, Arc<Store>>>,
     queue: SegQueue<Task>,
+    lingering: Mutex<Vec<(Arc<View>, Option<Instant>)>>,
     starting: AtomicBool,
     thread: OnceLock<Thread>,
     child: OnceLock<Box<Process>>,
@@ -62,18 +64,49 @@ pub fn current() -> &'static Process {
 
 impl Process {
     fn new(forks: u64) -> Self {
+        prepare_for_forks();
         Self {
             forks,
             stores: Mutex::default(),
             queue: SegQueue::new(),
+            lingering: Mutex::default(),
             starting: AtomicBool::new(false),
             thread: OnceLock::new(),
             child: OnceLock::new(),
         }
     }
 
+    fn lingering(&self) -> MutexGuard<'_, Vec<(Arc<View>, Option<Instant>)>> {
+        self.lingering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn stores(&self) -> MutexGuard<'_, HashMap<Place, Arc<Store>>> {
         self.stores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In a forked child, before it has threads: a linger is its parent's. The memory would stay as long as this process,
+    /// which does not know it. What a thread of the parent had in its hands at that moment stays.
+    pub fn forget_parent(&self) {
+        let mut ancestor = FIRST.get();
+        while let Some(parent) = ancestor.filter(|process| process.forks != self.forks) {
+            // Held by a thread that does not exist here: never to be had.
+            let lingering = parent.lingering.try_lock().map(|mut views| std::mem::take(&mut *views)).unwrap_or_default();
+            for view in lingering.into_iter().filter_map(|(view, _)| Arc::into_inner(view)) {
+                drop(view.inherited_fd());
+            }
+            ancestor = parent.child.get().map(|child| &**child);
+        }
+        while let Some(task) = self.queue.pop() {
+            if let Task::Unmap(retired) = task {
+                self.unmap(retired);
+            }
+        }
+    }
+
+    /// Clean exit: this process goes out of every table.
+    pub fn leave(&self) {
+        let stores: Vec<_> = self.stores().values().cloned().collect();
+        stores.iter().for_each(|store| store.leave());
     }
 
     /// Lock-free, called from finalizers.
@@ -135,15 +168,14 @@ impl Process {
     }
 
     fn housekeeping(&self) {
-        let mut lingering: Vec<(Arc<View>, Option<Instant>)> = Vec::new();
         loop {
             // What the registry did not take: others wait for it.
             let mut again: Vec<Task> = Vec::new();
             while let Some(task) = self.queue.pop() {
                 match task {
                     Task::Unmap(retired) => self.unmap(retired),
-                    Task::Linger(view, until) => lingering.push((view, until)),
-                    Task::EndLinger(uuid) => lingering.retain(|(view, _)| view.uuid() != uuid),
+                    Task::Linger(view, until) => self.lingering().push((view, until)),
+                    Task::EndLinger(uuid) => self.lingering().retain(|(view, _)| view.uuid() != uuid),
                     Task::Abandon(publishing) => drop(publishing),
                     Task::GiveUp(store, ticket) => {
                         if store.end_loading(ticket, Ended::GaveUp).is_err() {
@@ -164,12 +196,16 @@ impl Process {
                 }
             }
             let now = Instant::now();
-            lingering.retain(|(_, until)| until.is_none_or(|until| until > now));
+            let ends = {
+                let mut lingering = self.lingering();
+                lingering.retain(|(_, until)| until.is_none_or(|until| until > now));
+                lingering.iter().filter_map(|(_, until)| *until).min()
+            };
             if !self.queue.is_empty() && again.is_empty() {
                 continue;
             }
             let retry = (!again.is_empty()).then(|| now + RETRY);
-            match lingering.iter().filter_map(|(_, until)| *until).chain(retry).min() {
+            match ends.into_iter().chain(retry).min() {
                 Some(next) => thread::park_timeout(next.saturating_duration_since(now)),
                 None => thread::park(),
             }

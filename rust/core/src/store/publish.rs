@@ -56,6 +56,8 @@ pub struct Publishing {
     row: u32,
     uuid: [u8; 16],
     stage: Stage,
+    /// All that were made: a forked child that has one takes a lease for it.
+    views: Vec<Weak<View>>,
     victim: Option<Victim>,
 }
 
@@ -169,6 +171,7 @@ impl Store {
             row,
             uuid,
             stage: Stage::Filling(filling),
+            views: Vec::new(),
             victim,
         })
     }
@@ -245,14 +248,16 @@ impl Publishing {
     }
 
     /// A view of the segment as it is: what was filled can be read through it already.
-    pub fn view(&self) -> Result<Arc<View>> {
+    pub fn view(&mut self) -> Result<Arc<View>> {
         let (fd, bytes) = {
             let mut holdings = self.store.holdings.lock();
             let held = holdings.get_mut(&self.uuid).ok_or_else(|| Error::os("view", "segment", Errno::BADF))?;
             held.views += 1;
             (held.fd.clone(), held.fd.id.bytes)
         };
-        self.store.map_counted(&fd, self.uuid, bytes)
+        let view = self.store.map_counted(&fd, self.uuid, bytes)?;
+        self.views.push(Arc::downgrade(&view));
+        Ok(view)
     }
 
     /// No write from here on.
@@ -271,7 +276,7 @@ impl Publishing {
     }
 
     /// The sealed segment as an attacher would see it, over a fresh mapping: what cannot be rebuilt is not published.
-    pub fn inspect(&self) -> Result<Attached> {
+    pub fn inspect(&mut self) -> Result<Attached> {
         let Stage::Sealed(facts) = self.stage else {
             return Err(Error::Unshareable("the segment is not sealed".into()));
         };
@@ -322,7 +327,7 @@ impl Publishing {
                 if let Some(held) = self.store.holdings.lock().get_mut(&self.uuid) {
                     held.published = Some((facts, lease));
                     held.generation = generation;
-                    if let Some(view) = held.view.upgrade() {
+                    for view in self.views.iter().filter_map(Weak::upgrade) {
                         view.inherits(held.inherited(facts));
                     }
                 }

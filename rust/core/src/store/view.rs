@@ -1,12 +1,13 @@
 //! A mapping of a segment that somebody uses: the owner at the end of every array's base chain.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::process;
 use crate::registry::request::{Constructor, Key, SegmentFacts};
-use crate::sys::fork;
 use crate::sys::mapping::Mapping;
+use crate::sys::{fork, object};
 
 /// Where a store lives: its directory and namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +83,12 @@ impl View {
 
     pub(super) fn inherited(&self) -> Option<&Inherited> {
         self.inherited.get()
+    }
+
+    /// In a forked child: the parent's descriptor of the segment, if it came along.
+    pub(super) fn inherited_fd(&self) -> Option<OwnedFd> {
+        let Inherited { fd, facts, .. } = self.inherited.get().filter(|_| !self.counted_here())?;
+        object::take_inherited(*fd, super::object_id(facts))
     }
 
     /// Start of the mapping, and the bytes of the object.

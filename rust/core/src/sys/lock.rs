@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-pub use kept::{FileId, Kept};
+pub use kept::{FileId, Kept, prepare_for_forks};
 
 /// Takes the write lock on `byte`; `false` where another description has it.
 pub fn try_lock(fd: BorrowedFd<'_>, byte: u64) -> io::Result<bool> {

@@ -58,13 +58,7 @@ impl Kept {
     /// Keeps what `open` opens, at the lowest free number that is at least `lowest` (any other where the process
     /// may not have such numbers).
     pub fn open(lowest: RawFd, open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Self> {
-        HANDLERS.call_once(|| {
-            // SAFETY: the handlers touch only atomics and make async-signal-safe calls; they live as long as the
-            // program, because a library with Python code over it is never unloaded.
-            unsafe {
-                libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child));
-            }
-        });
+        prepare_for_forks();
         let _opening = Opening::begin();
         let fd = open()?;
         let fd = match rustix::io::fcntl_dupfd_cloexec(&fd, lowest) {
@@ -123,6 +117,17 @@ impl Drop for Kept {
 fn number(word: u64) -> Option<RawFd> {
     #[allow(clippy::cast_possible_truncation)]
     RawFd::try_from((word as u32).checked_sub(1)?).ok()
+}
+
+/// Done before a process has threads that fork: half done, it would never be done in a child.
+pub fn prepare_for_forks() {
+    HANDLERS.call_once(|| {
+        // SAFETY: the handlers touch only atomics and make async-signal-safe calls; they live as long as the program,
+        // because a library with Python code over it is never unloaded.
+        unsafe {
+            libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child));
+        }
+    });
 }
 
 /// A lock that a fork handler may wait for: it is held over a few system calls only.
