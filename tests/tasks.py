@@ -24,6 +24,8 @@ import onecopy
 from onecopy import process
 
 KEPT: dict[str, Any] = {}
+#: The name of a segment, as /proc shows it for memfds and for files.
+SEGMENT = re.compile(r"[/:]onecopy-v\d+-\d+-.*-[0-9a-f]{32}")
 
 
 class Broken:
@@ -90,9 +92,16 @@ def release(tag: str) -> None:
 
 
 def publish(
-    namespace: str, tag: str, value: float = 1.0, *, pin: bool = False, replace: bool = False, backend: str = "auto"
+    namespace: str,
+    tag: str,
+    value: float = 1.0,
+    *,
+    pin: bool = False,
+    replace: bool = False,
+    backend: str = "auto",
+    mib: int = 4,
 ) -> tuple[float, int]:
-    lease = onecopy.Store(namespace, backend=backend).publish(tag, Model(value), pin=pin, replace=replace)
+    lease = onecopy.Store(namespace, backend=backend).publish(tag, Model(value, mib), pin=pin, replace=replace)
     KEPT[tag] = lease
     return lease.object.total(), lease.info.generation
 
@@ -192,7 +201,7 @@ def environment(name: str, value: str) -> None:
 def mapped() -> list[str]:
     """Mappings of segments in this process, one line of /proc/self/maps each."""
     with Path("/proc/self/maps").open() as lines:
-        return [line for line in lines if "/memfd:onecopy" in line or re.search(r"/onecopy-v\d+-.*-[0-9a-f]{32}", line)]
+        return [line for line in lines if SEGMENT.search(line)]
 
 
 def torch_publish(namespace: str, tag: str, wide: int) -> float:
@@ -202,6 +211,11 @@ def torch_publish(namespace: str, tag: str, wide: int) -> float:
     layers = torch.nn.Sequential(torch.nn.Linear(wide, wide), torch.nn.BatchNorm1d(wide), torch.nn.Linear(wide, wide))
     KEPT[tag] = onecopy.Store(namespace).publish(tag, layers.eval())
     return torch_total(tag)
+
+
+def weigh(tensor: Any) -> float:
+    """The sum of a tensor, by NumPy: torch's own threads do not survive a fork."""
+    return float(tensor.detach().numpy().sum(dtype=np.float64))
 
 
 def torch_publish_own(namespace: str, tag: str) -> float:
@@ -215,7 +229,7 @@ def torch_publish_own(namespace: str, tag: str) -> float:
 
 
 def torch_own_total() -> float:
-    return float(KEPT["own"][0].weight.detach().double().sum())
+    return weigh(KEPT["own"][0].weight)
 
 
 def torch_attach(namespace: str, tag: str) -> float:
@@ -225,7 +239,7 @@ def torch_attach(namespace: str, tag: str) -> float:
 
 def torch_total(tag: str) -> float:
     """The sum of the first layer's weights."""
-    return float(KEPT[tag].object[0].weight.detach().double().sum())
+    return weigh(KEPT[tag].object[0].weight)
 
 
 def leave(namespace: str) -> None:
@@ -345,6 +359,11 @@ def fork_and_serve(path: str) -> int:
         stream.flush()
 
 
+def attach_and_fork(namespace: str, tag: str, path: str) -> int:
+    KEPT[tag] = onecopy.Store(namespace).acquire(tag, dict)
+    return fork_and_serve(path)
+
+
 def exit_cleanly() -> None:
     """What the end of the interpreter does, in a forked child whose frames are its parent's."""
     KEPT.clear()
@@ -379,15 +398,18 @@ def fork_many(count: int, namespace: str, tag: str, log: str) -> list[int]:
     return [os.waitpid(child, 0)[1] for child in children]
 
 
-def segments_here() -> list[str]:
-    """What this process has open and mapped of segments."""
-    found = mapped()
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            target = str(entry.readlink())
-            if target.startswith("/memfd:onecopy") or re.search(r"/onecopy-v\d+-.*-[0-9a-f]{32}", target):
-                found.append(target)
+def descriptors(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one with which we look
+            found.append(str(entry.readlink()))
     return found
+
+
+def segments_here() -> list[str]:
+    """What this process has mapped and open of segments."""
+    opened = [name for name in descriptors(os.getpid()) if SEGMENT.search(name)]
+    return mapped() + opened
 
 
 def acquire_in_pool(method: str, workers: int, namespace: str, tag: str, log: str) -> list[tuple[float, str]]:
@@ -423,10 +445,10 @@ def descriptors_of_a_child(how: str) -> list[str]:
             preexec_fn=(lambda: None) if how == "preexec_fn" else None,  # noqa: PLW1509 (that is what is tested)
         ).pid
     try:
-        # Until exec has closed them all.
-        while "sleep" not in Path(f"/proc/{pid}/comm").read_text():
+        # Until exec has closed what it closes, and the program has opened what it opens.
+        while not re.search(r"\(sleep\) S", Path(f"/proc/{pid}/stat").read_text()):
             time.sleep(0.005)
-        return [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        return descriptors(pid)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

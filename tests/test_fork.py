@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from processes import Failed, Other
-from tasks import loads
+from tasks import Model, loads
 
 import onecopy
 
@@ -31,14 +31,14 @@ def wait_until(condition: Callable[[], object]) -> None:
 class Child:
     """A child that another process forked; asked as that one is."""
 
-    def __init__(self, parent: Any, folder: Path) -> None:
+    def __init__(self, parent: Any, folder: Path, task: str = "fork_and_serve", *args: Any) -> None:
         self.parent = parent
         path = str(folder / f"{len(list(folder.iterdir()))}.socket")
         self._stderr = Path(path + ".stderr")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             listener.listen(1)
-            self.pid: int = parent("fork_and_serve", path)
+            self.pid: int = parent(task, *args, path)
             self._connection, _ = listener.accept()
         self._stream = self._connection.makefile("rwb")
 
@@ -205,28 +205,37 @@ def test_a_chain_of_ten_generations(namespace, log, sockets, backend):
     assert loads(log) == 1
 
 
-def test_a_published_objects_own_arrays_are_held_by_the_child(namespace, sockets):
-    """The caller's own torch tensors lie on the mapping that was filled."""
+@pytest.fixture(scope="module")
+def parent_with_torch() -> Iterator[Other]:
+    """One for several tests: torch takes seconds to start."""
     pytest.importorskip("torch")
     with Other() as parent:
-        total = parent("torch_publish_own", namespace, "model")
-        assert holders(namespace) == [parent.pid]
-        with Child(parent, sockets) as child:
-            assert holders(namespace) == sorted((parent.pid, child.pid))
-            parent.kill()
-            wait_until(lambda: holders(namespace) == [child.pid])
-            assert child("torch_own_total") == total
-            with Other() as stranger:
-                assert stranger("torch_attach", namespace, "model") == total
-
-
-def test_data_loader_workers_that_are_forked(namespace):
-    pytest.importorskip("torch")
-    with Other() as parent:
-        parent("torch_publish", namespace, "model", 512)
-        assert len(parent("load_data", namespace, "model", 2)) == 8
-        wait_until(lambda: holders(namespace) == [parent.pid])
+        yield parent
         assert parent.close() == ""
+
+
+def test_a_published_objects_own_tensors_are_held_by_the_child(namespace, sockets, parent_with_torch):
+    """They lie on the mapping through which the segment was filled, which is another than the one that others see."""
+    parent = parent_with_torch
+    total = parent("torch_publish_own", namespace, "model")
+    assert holders(namespace) == [parent.pid]
+    with Child(parent, sockets) as child:
+        assert holders(namespace) == sorted((parent.pid, child.pid))
+        parent("release", "own")
+        wait_until(lambda: holders(namespace) == [child.pid])
+        assert child("torch_own_total") == total
+        assert onecopy.Store(namespace).verify("model") >= 1 << 20, "it is good for others"
+        child("release", "own")
+        wait_until(lambda: freed(namespace))
+    parent("leave", namespace)
+
+
+def test_data_loader_workers_that_are_forked(namespace, parent_with_torch):
+    parent = parent_with_torch
+    parent("torch_publish", namespace, "model", 512)
+    assert len(parent("load_data", namespace, "model", 2)) == 8
+    wait_until(lambda: holders(namespace) == [parent.pid])
+    parent("leave", namespace)
     assert freed(namespace)
 
 
@@ -326,6 +335,31 @@ def test_fork_while_the_parent_lingers(namespace, log, sockets, backend):
     assert loads(log) == 1
 
 
+@BACKENDS
+def test_fork_while_the_pages_of_a_new_model_are_made_huge(namespace, log, sockets, backend):
+    """That takes a second for each GiB after READY, when servers fork their workers."""
+    with Other() as parent:
+        parent("acquire", namespace, "model", log, backend=backend, mib=96)
+        for _ in range(4):
+            with Child(parent, sockets) as child:
+                child("release", "model")
+                wait_until(lambda: holders(namespace) == [parent.pid])
+                assert child("segments_here") == []
+
+
+@BACKENDS
+def test_fork_while_the_pages_of_an_attached_model_are_mapped(namespace, sockets, backend):
+    """A native thread does that in the first moments; in the child it must not hold the model for ever."""
+    with Other() as publisher, Other() as parent:
+        for turn in range(3):
+            tag = f"model {turn}"
+            publisher("publish", namespace, tag, 1.0, backend=backend, mib=96)
+            with Child(parent, sockets, "attach_and_fork", namespace, tag) as child:
+                child("release", tag)
+                wait_until(lambda tag=tag: holders(namespace, tag) == sorted((publisher.pid, parent.pid)))
+                assert child("segments_here") == []
+
+
 def test_fork_while_a_thread_rebuilds(namespace, sockets, tmp_path):
     """The collector pauses while an object is rebuilt, and a child of that moment would never collect."""
     gate = tmp_path / "gate"
@@ -417,7 +451,7 @@ def test_a_daemon_that_closes_everything(namespace, log, sockets):
 
 def test_this_process_forks(namespace):
     """Not a fresh one: with threads, torch and pytest in it. Its children end without a word."""
-    lease = onecopy.Store(namespace).publish("model", __import__("tasks").Model(2.0))
+    lease = onecopy.Store(namespace).publish("model", Model(2.0))
     children = []
     for _ in range(5):
         child = os.fork()

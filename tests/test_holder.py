@@ -129,6 +129,58 @@ class TestOneProcess:
         with pytest.raises(UnshareableError, match="lock"):
             holder.acquire()
 
+    @pytest.mark.parametrize("how", ["ctrl-c", "signal handler"])
+    def test_ctrl_c_at_the_worst_moment_leaves_no_lock_behind(self, namespace, how):
+        """Between taking the slot's lock and noting it."""
+        import inspect
+        import sys
+
+        from onecopy import process
+
+        lines, first = inspect.getsourcelines(process.Slot.entered)
+        worst = first + next(number for number, line in enumerate(lines) if "self._inside = True" in line)
+
+        def acquire() -> Any:
+            made = onecopy.Holder(lambda: {"w": np.ones(1 << 18)}, "model", store=onecopy.Store(namespace), timeout=60.0)
+            return made.acquire()
+
+        def tracer(frame: Any, event: str, arg: object) -> Any:
+            if event == "line" and frame.f_lineno == worst and frame.f_code.co_filename == process.__file__:
+                sys.settrace(None)
+                if how == "ctrl-c":
+                    raise KeyboardInterrupt
+                acquire()
+            return tracer
+
+        sys.settrace(tracer)
+        try:
+            if how == "ctrl-c":
+                with pytest.raises(KeyboardInterrupt):
+                    acquire()
+            else:
+                acquire()
+        finally:
+            sys.settrace(None)
+        other: list[object] = []
+        thread = threading.Thread(target=lambda: other.append(acquire()))
+        thread.start()
+        thread.join()
+        assert len(other) == 1
+
+    def test_a_tag_that_is_removed_again_and_again_while_it_loads(self, namespace):
+        store = onecopy.Store(namespace)
+        made = []
+
+        def constructor() -> dict[str, Any]:
+            made.append(1)
+            store.remove("model")
+            return {"w": np.ones(1 << 18)}
+
+        holder = onecopy.Holder(constructor, "model", store=store)
+        assert holder.acquire()["w"].sum() == 1 << 18
+        assert len(made) == 3
+        assert "removed 3 times" in holder.info.reason
+
     @pytest.mark.parametrize("tag", ["", "x" * 256, "nul\0"])
     def test_a_tag_that_cannot_be_used(self, namespace, tag):
         with pytest.raises(BadNameError, match="255"):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import Other
-from tasks import Model, counted, loads, mapped
+from tasks import Model, counted, loads, mapped, weigh
 
 import onecopy
 
@@ -110,7 +110,7 @@ def test_any_part_of_a_model_keeps_its_weights_and_its_lease(namespace, backend,
     holder.release()
     del holder
     assert [who[0] for who in store.show("model")[0].holders] == [os.getpid()]
-    assert elsewhere("torch_attach", namespace, "model") == float(expected.double().sum()), "good for others, too"
+    assert elsewhere("torch_attach", namespace, "model") == weigh(expected), "good for others, too"
     elsewhere("release", "model")
     if isinstance(kept, torch.Tensor) and kept.shape == expected.shape:
         assert torch.equal(kept, expected)
@@ -129,7 +129,7 @@ def test_an_attached_model_is_kept_by_any_part_of_it_too(namespace, collector, e
         del lease
         assert os.getpid() in [who[0] for who in store.show("model")[0].holders], part
         with store.attach("model") as model:
-            assert float(model[0].weight.detach().double().sum()) == total
+            assert weigh(model[0].weight) == total
         del kept, model
         wait_until(lambda: len(store.show("model")[0].holders) == 1)
     elsewhere("release", "model")
@@ -145,7 +145,7 @@ def test_a_published_objects_own_tensors_keep_the_lease(namespace, collector, el
     assert mapped()
     assert len(store.show("model")[0].holders) == 1
     assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
-    assert elsewhere("torch_attach", namespace, "model") == float(before["0.weight"].double().sum())
+    assert elsewhere("torch_attach", namespace, "model") == weigh(before["0.weight"])
     elsewhere("release", "model")
     del mine
     wait_until(lambda: freed(namespace))

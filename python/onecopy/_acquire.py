@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onecopy import _core, _key, _publish, skeleton
 from onecopy.errors import (
+    CorruptError,
     ModelTimeoutError,
     NoRoomError,
     OneCopyError,
@@ -19,6 +20,7 @@ from onecopy.errors import (
     StoreStuckError,
     SystemCallError,
     UnshareableError,
+    UntrustedError,
 )
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
@@ -34,8 +36,19 @@ SLICE = 0.1
 REPORT = 60.0
 #: Seconds in which a process that is dying gives its locks back: 60 ms for each private GiB, and a core dump.
 DYING = 30.0
-#: What sharing may fail of without being anybody's mistake: the model is loaded privately then.
-ENVIRONMENT = (NoRoomError, StoreFullError, StoreStuckError, SystemCallError, RefusedError)
+#: How often a load may be for nothing, because its tag was replaced or removed meanwhile.
+RELOADS = 2
+#: What sharing may fail of: the model is loaded privately then, with one warning that names the place and the remedy.
+#: Another user's file under our name, or a damaged one, must not stop a program that would run without us.
+ENVIRONMENT = (
+    NoRoomError,
+    StoreFullError,
+    StoreStuckError,
+    SystemCallError,
+    RefusedError,
+    UntrustedError,
+    CorruptError,
+)
 
 _warned: set[tuple[Place, ModelKey, str]] = set()
 
@@ -69,6 +82,7 @@ class Acquisition:
         self.wait_seconds = 0.0
         self.load_seconds = 0.0
         self.private_bytes = 0
+        self.superseded = 0
 
     def run(self) -> tuple[Acquired, Any]:
         """What this process shall use, and its mapping if it is shared."""
@@ -110,7 +124,9 @@ class Acquisition:
                     store.wait(step, min(SLICE, left))
                 elif isinstance(step, _core.Again):
                     # Nobody dies for longer than that: their descriptors are out of reach for another reason.
-                    if time.monotonic() - began > DYING or (self.deadline and time.monotonic() > self.deadline):
+                    if time.monotonic() - began > DYING or (
+                        self.deadline is not None and time.monotonic() > self.deadline
+                    ):
                         return _core.Private("those who hold it cannot be reached through /proc")
                     time.sleep(SLICE / 10)
                 else:
@@ -152,7 +168,11 @@ class Acquisition:
             _end(store, loading, "gave up", "")
             raise
         if published is None:
-            # The tag was replaced while we loaded: what is there now is newer.
+            # The tag was replaced while we loaded: what is there now is newer. Or it was removed: the next one loads.
+            self.superseded += 1
+            if self.superseded > RELOADS:
+                reason = f"it was replaced or removed {self.superseded} times while it was loaded"
+                return self._private(self.without_sharing(lambda kept=obj: kept), state, reason, quiet=False), None
             del obj, state
             return self.run()
         del obj

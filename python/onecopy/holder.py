@@ -54,7 +54,7 @@ class Holder(Generic[T]):
         process.check_seconds("timeout", timeout)
         process.check_seconds("linger", linger)
         self._constructor = constructor
-        self._key = ModelKey(tag, version)
+        self._key = ModelKey(tag, version or None)
         self._place = store.place if store is not None else Place()
         self._timeout = timeout
         self._linger = linger
@@ -64,7 +64,8 @@ class Holder(Generic[T]):
     def acquire(self) -> T:
         """The model; loaded once on the machine. Asking again while it is acquired gives the same object.
 
-        Raises what the constructor raises, ModelTimeoutError, and the errors of a damaged store.
+        Raises what the constructor raises, ModelTimeoutError, LoaderKilledError. What keeps it from being shared is
+        told by one warning, and by `info.reason`.
         """
         acquired = self._acquired
         if acquired is None:

@@ -38,7 +38,7 @@ class StoredModel:
 
     tag: str
     version: str | None
-    #: "loading", "ready", "unshareable", or "vacant" (nothing there; failures are remembered for a while).
+    #: "loading", "ready" or "unshareable".
     state: str
     generation: int
     #: Superseded or removed, and still held by somebody.

@@ -91,8 +91,8 @@ class Slot:
 
     def __init__(self, key: ModelKey) -> None:
         self.key = key
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._lock = threading.RLock()
+        self._inside = False
         self._acquired: weakref.ref[Acquired] | None = None
         self._seen: _Seen | None = None
 
@@ -127,31 +127,34 @@ class Slot:
 
     def forget_threads(self) -> None:
         """In a forked child: whoever held the lock does not exist here."""
-        self._lock = threading.Lock()
-        self._owner = None
+        self._lock = threading.RLock()
+        self._inside = False
 
     @contextmanager
     def entered(self, deadline: float | None) -> Iterator[None]:
         """The slot's lock: one construction in this process, the other threads wait (Ctrl-C works in the main one)."""
-        me = threading.get_ident()
-        if self._owner == me:
+        # This very lock is let go of in the end: a child that is forked inside gets a new one. It knows its owner by
+        # itself, so Ctrl-C may come between any two steps here.
+        lock: Any = self._lock
+        if self._inside and lock._is_owned():  # noqa: SLF001 (threading.Condition uses it, too)
             message = f"the constructor of {self.key} asked for {self.key} itself"
             raise RecursionInConstructorError(message)
         began = time.monotonic()
         left = -1.0 if deadline is None else min(max(0.0, deadline - began), threading.TIMEOUT_MAX)
-        # This very lock is let go of in the end: a child that is forked inside gets a new one.
-        lock = self._lock
-        if not lock.acquire(timeout=left):
-            waited = time.monotonic() - began
-            message = f"waited {waited:.1f} s for {self.key}: another thread of this process loads it. Raise `timeout`"
-            raise ModelTimeoutError(message)
-        self._owner = me
         try:
+            if not lock.acquire(timeout=left):
+                waited = time.monotonic() - began
+                message = (
+                    f"waited {waited:.1f} s for {self.key}: another thread of this process loads it. Raise `timeout`"
+                )
+                raise ModelTimeoutError(message)
+            self._inside = True
             yield
         finally:
-            if self._owner == me:
-                self._owner = None
-            lock.release()
+            if lock._is_owned():  # noqa: SLF001
+                self._inside = False
+                while lock._is_owned():  # noqa: SLF001
+                    lock.release()
 
 
 _slots: dict[tuple[str, str, ModelKey], Slot] = {}

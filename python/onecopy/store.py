@@ -77,7 +77,7 @@ class Store:
         self, tag: str, constructor: Constructor, *, version: str | None = None, timeout: float | None = None
     ) -> Lease:
         """The model under `tag`: the one of this process, else attached, else made by `constructor`, once on the machine."""
-        return Lease(process.acquire(self.place, ModelKey(tag, version), constructor, timeout=timeout))
+        return Lease(process.acquire(self.place, ModelKey(tag, version or None), constructor, timeout=timeout))
 
     def publish(
         self, tag: str, obj: object, *, version: str | None = None, pin: bool = False, replace: bool = False
@@ -91,7 +91,7 @@ class Store:
         """
         from onecopy._verbs import publish
 
-        return Lease(publish(self.place, ModelKey(tag, version), obj, pin=pin, replace=replace))
+        return Lease(publish(self.place, ModelKey(tag, version or None), obj, pin=pin, replace=replace))
 
     def attach(self, tag: str, *, version: str | None = None, timeout: float | None = None) -> Lease:
         """The model under `tag`, which another process published or is loading.
@@ -101,11 +101,11 @@ class Store:
         """
         from onecopy._verbs import attach
 
-        return Lease(attach(self.place, ModelKey(tag, version), timeout))
+        return Lease(attach(self.place, ModelKey(tag, version or None), timeout))
 
     def list(self) -> _Models:
         """Every model of the namespace, those that load and those that were superseded and are still held too."""
-        return [_stored(row) for row in self._core().list()]
+        return [_stored(row) for row in self._core().list() if row["state"] != "vacant"]
 
     def show(self, tag: str) -> _Models:
         """What `list` says of one tag: a row for each version and generation.
@@ -124,7 +124,7 @@ class Store:
         """
         from onecopy._verbs import verify
 
-        return verify(self.place, ModelKey(tag, version))
+        return verify(self.place, ModelKey(tag, version or None))
 
     def remove(self, tag: str, *, version: str | None = None) -> int:
         """Unname a tag at once (one version of it, if given); how many models that were.

@@ -118,7 +118,8 @@ impl Store {
             Box::new(move || all.all()),
             Box::new(move |uuid, lease| restored.restored(uuid, lease)),
         )?;
-        let store = Arc::new(Self { place: Arc::new(place.clone()), directory, registry, holdings, forks: fork::generation() });
+        let store =
+            Arc::new(Self { place: Arc::new(place.clone()), directory, registry, holdings, forks: fork::generation() });
         stores.insert(place, store.clone());
         Ok(store)
     }
@@ -367,7 +368,9 @@ impl Store {
     ) {
         let fd = SegmentFd::new(fd, object_id(&facts));
         let spare = match self.holdings.lock().entry(facts.uuid) {
-            Entry::Occupied(held) if held.get().published.is_some() && held.get().fd.open() => Some((lease, Arc::new(fd))),
+            Entry::Occupied(held) if held.get().published.is_some() && held.get().fd.open() => {
+                Some((lease, Arc::new(fd)))
+            }
             Entry::Occupied(mut held) => {
                 // Our descriptor was closed behind our back, and another holder gave us a new one: with the old number, maybe.
                 let held = held.get_mut();
@@ -483,7 +486,7 @@ impl Store {
     }
 
     fn segment_name(&self, uuid: &[u8; 16]) -> String {
-        segment_name(rustix::process::geteuid().as_raw(), &self.place.namespace, uuid)
+        segment_name(self.registry.uid(), &self.place.namespace, uuid)
     }
 
     /// The segment's name, or what stands for it where it has none.
@@ -513,17 +516,8 @@ const MAX_CANDIDATES: usize = 2048;
 
 enum Found {
     Answer(Acquired),
-    Segment {
-        fd: std::os::fd::OwnedFd,
-        lease: LeaseId,
-        facts: SegmentFacts,
-        generation: u64,
-        constructor: Constructor,
-    },
-    Own {
-        facts: SegmentFacts,
-        constructor: Constructor,
-    },
+    Segment { fd: std::os::fd::OwnedFd, lease: LeaseId, facts: SegmentFacts, generation: u64, constructor: Constructor },
+    Own { facts: SegmentFacts, constructor: Constructor },
     Dying,
     Refused(String),
 }

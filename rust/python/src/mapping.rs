@@ -43,9 +43,8 @@ impl Mapping {
 
     /// Maps the pages ahead of use, in a thread of its own.
     fn prefault(&self) {
-        let view = self.view.clone();
         // Without a thread the pages are mapped when they are touched.
-        let _ = std::thread::Builder::new().name("onecopy-prefault".into()).spawn(move || view.prefault());
+        let _ = std::thread::Builder::new().name("onecopy-prefault".into()).spawn(self.view.prefault());
     }
 
     /// In a forked child: takes a lease of its own. False where there is nothing to take.

@@ -175,9 +175,15 @@ fn unlink(names: &Names<'_>, uuid: &[u8; 16]) -> Result<Option<OwnedFd>> {
     match fs::unlinkat(names.directory.as_fd(), &name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(kept),
         // Somebody else's, or a directory, under our name: not what the row meant, and no reason to stop.
-        Err(Errno::PERM | Errno::ACCESS | Errno::ISDIR) => Ok(None),
+        Err(Errno::PERM | Errno::ACCESS | Errno::ISDIR) if !kept.as_ref().is_some_and(|fd| is_of(fd, names.uid)) => {
+            Ok(None)
+        }
         Err(errno) => Err(Error::os("unlink", names.directory.shown(&name), errno)),
     }
+}
+
+fn is_of(fd: &OwnedFd, uid: u32) -> bool {
+    fs::fstat(fd).is_ok_and(|stat| stat.st_uid == uid && fs::FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 fn woken(changes: &Changes) -> impl Iterator<Item = u32> {

@@ -148,6 +148,11 @@ impl Registry {
         }
     }
 
+    /// The user whose registry it is: a process may change its own user later.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
     pub fn path(&self) -> String {
         self.place.clone()
     }
@@ -219,7 +224,10 @@ impl Registry {
             return Err(Error::os("use", &self.place, why));
         }
         self.door.check(&self.place)?;
-        Ok(self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever was before us in the queue may have found it stuck: one deadline for all of us, not one each.
+        self.door.check(&self.place)?;
+        Ok(inner)
     }
 
     /// Under the lock of the file that has the name.

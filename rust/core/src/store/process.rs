@@ -90,7 +90,8 @@ impl Process {
         let mut ancestor = FIRST.get();
         while let Some(parent) = ancestor.filter(|process| process.forks != self.forks) {
             // Held by a thread that does not exist here: never to be had.
-            let lingering = parent.lingering.try_lock().map(|mut views| std::mem::take(&mut *views)).unwrap_or_default();
+            let lingering =
+                parent.lingering.try_lock().map(|mut views| std::mem::take(&mut *views)).unwrap_or_default();
             for view in lingering.into_iter().filter_map(|(view, _)| Arc::into_inner(view)) {
                 drop(view.inherited_fd());
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::process;
 use crate::registry::request::{Constructor, Key, SegmentFacts};
-use crate::sys::mapping::Mapping;
+use crate::sys::mapping::{self, Mapping};
 use crate::sys::{fork, object};
 
 /// Where a store lives: its directory and namespace.
@@ -96,11 +96,10 @@ impl View {
         self.mapping.as_ref().map_or((0, 0), |mapping| (mapping.address(), mapping.bytes()))
     }
 
-    /// Maps the object's pages ahead of use, until it is done or nobody else has the view any more.
-    pub fn prefault(self: Arc<Self>) {
-        if let Some(mapping) = &self.mapping {
-            mapping.prefault(|| Arc::strong_count(&self) > 1);
-        }
+    /// What maps the object's pages ahead of use, for a thread: until it is done or nobody has the view any more.
+    pub fn prefault(self: &Arc<Self>) -> impl FnOnce() + Send + use<> {
+        let ((address, bytes), view) = (self.span(), Arc::downgrade(self));
+        move || mapping::prefault(address, bytes, || view.strong_count() > 0)
     }
 }
 

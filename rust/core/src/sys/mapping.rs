@@ -99,25 +99,6 @@ impl Mapping {
             .map_err(|errno| Error::os("madvise", "segment", errno))
     }
 
-    /// Maps the pages of the object into the page table, `STEP` at a time, while `wanted` says so. Copies nothing
-    /// (MADV_POPULATE_READ, Linux 5.14; elsewhere it does nothing).
-    pub fn prefault(&self, wanted: impl Fn() -> bool) {
-        let whole_pages = self.bytes.div_ceil(4096) * 4096;
-        for from in (0..whole_pages).step_by(STEP) {
-            if !wanted() {
-                return;
-            }
-            let length = STEP.min(whole_pages - from);
-            // SAFETY: inside our range and not beyond the object's last page; populating for reading changes no content.
-            let done = unsafe {
-                mm::madvise(self.address.as_ptr().wrapping_byte_add(from), length, Advice::LinuxPopulateRead)
-            };
-            if done.is_err() {
-                return;
-            }
-        }
-    }
-
     /// Copies into a mapping made by `shared_for_filling`: pages are taken by MADV_POPULATE_WRITE first, which fails
     /// cleanly where touching them would be SIGBUS.
     pub fn fill(&self, offset: usize, source: &[u8]) -> Result<()> {
@@ -152,6 +133,25 @@ impl Drop for Mapping {
     }
 }
 
+/// Maps the pages of an object at `address` into the page table, `STEP` at a time, while it is `wanted`. Copies nothing
+/// (MADV_POPULATE_READ, Linux 5.14; elsewhere it does nothing). Keeps nothing: in a forked child a thread's references
+/// would stay for ever.
+pub fn prefault(address: usize, bytes: usize, wanted: impl Fn() -> bool) {
+    let whole_pages = bytes.div_ceil(4096) * 4096;
+    for from in (0..whole_pages).step_by(STEP) {
+        if !wanted() {
+            return;
+        }
+        let length = STEP.min(whole_pages - from);
+        let start = ptr::without_provenance_mut(address + from);
+        // SAFETY: populating for reading changes no content, and fails where nothing is mapped. Should the mapping go in the
+        // middle of a step, and another one come, some pages of that one are mapped ahead of use.
+        if unsafe { mm::madvise(start, length, Advice::LinuxPopulateRead) }.is_err() {
+            return;
+        }
+    }
+}
+
 /// Turns one `STEP` of the object's pages, from `from` on, into huge ones, and says where the next step begins; None: done,
 /// or the kernel does not want to. Through a PROT_NONE mapping of its own: a private page in a user's mapping would stop
 /// it. Works on sealed objects and where `shmem_enabled` is `never`; Linux before 6.1 says EINVAL, and that is all right.
@@ -160,6 +160,8 @@ pub fn collapse_step(fd: &OwnedFd, bytes: usize, from: usize) -> Option<usize> {
     let whole = bytes / HUGE * HUGE;
     let length = STEP.min(whole.checked_sub(from).filter(|rest| *rest > 0)?);
     let mapping = Mapping::map(fd, bytes, ProtFlags::empty(), MapFlags::SHARED).ok()?;
+    // A child forked in these seconds would keep the memory as long as it lives.
+    mapping.advise_all(Advice::LinuxDontFork).ok()?;
     // SAFETY: inside our own temporary range; collapsing changes which pages hold the bytes, not the bytes.
     let done = unsafe { libc::madvise(mapping.address.as_ptr().wrapping_byte_add(from), length, MADV_COLLAPSE) };
     (done == 0 && from + length < whole).then_some(from + length)
@@ -213,7 +215,7 @@ mod tests {
         object::seal(&fd, true).unwrap();
         let view = Mapping::private(&fd, bytes).unwrap();
         assert_eq!(collapse_step(&fd, bytes, 0), None);
-        view.prefault(|| true);
+        prefault(view.address(), bytes, || true);
         assert_eq!((peek(&view, 0), peek(&view, bytes - 1)), (3, 3));
     }
 }

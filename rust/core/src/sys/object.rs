@@ -185,7 +185,12 @@ fn check(fd: &OwnedFd, expected: ObjectId) -> Result<(), Missing> {
     let same = stat.st_dev == expected.device && stat.st_ino == expected.inode && stat.st_size as u64 == expected.bytes;
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     let mine = stat.st_uid == rustix::process::geteuid().as_raw();
-    if same && regular && mine { Ok(()) } else { Err(Missing::Gone) }
+    match (same && regular, mine) {
+        (true, true) => Ok(()),
+        // The very object, and this process has become another user since.
+        (true, false) => Err(Missing::Refused(Errno::PERM)),
+        (false, _) => Err(Missing::Gone),
+    }
 }
 
 fn process_visible(pid: u32) -> bool {
