@@ -358,6 +358,8 @@ def test_fork_while_the_pages_of_an_attached_model_are_mapped(namespace, sockets
                 child("release", tag)
                 wait_until(lambda tag=tag: holders(namespace, tag) == sorted((publisher.pid, parent.pid)))
                 assert child("segments_here") == []
+            parent("release", tag)
+            wait_until(lambda tag=tag: holders(namespace, tag) == [publisher.pid])
 
 
 def test_fork_while_a_thread_rebuilds(namespace, sockets, tmp_path):

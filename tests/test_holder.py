@@ -217,11 +217,14 @@ class TestSeveralProcesses:
             others = [one, two, three, four]
             for other in others:
                 assert other("acquire", namespace, "model", log, mib=mib, backend=backend)[2] == backend
-            for other in others:
-                other("total", "model")
-            seen = [other("memory") for other in others]
-            assert sum(memory["Pss"] for memory in seen) <= 1.01 * (mib << 20)
-            assert sum(memory["Pss"] for memory in seen) >= 0.9 * (mib << 20)
+            mapped = 0
+            # While pages are made huge, they leave the page tables for a moment: touched again, they are back.
+            while mapped < 0.9 * (mib << 20):
+                for other in others:
+                    other("total", "model")
+                seen = [other("memory") for other in others]
+                mapped = sum(memory["Pss"] for memory in seen)
+                assert mapped <= 1.01 * (mib << 20)
             assert all(memory["Anonymous"] <= 1 << 20 for memory in seen)
 
     @pytest.mark.parametrize("backend", ["memfd", "posix"])

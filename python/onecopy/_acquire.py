@@ -172,10 +172,10 @@ class Acquisition:
             self.superseded += 1
             if self.superseded > RELOADS:
                 reason = f"it was replaced or removed {self.superseded} times while it was loaded"
-                return self._private(self.without_sharing(lambda kept=obj: kept), state, reason, quiet=False), None
-            del obj, state
+                return self._private(self.without_sharing(lambda: obj), state, reason, quiet=False), None
+            obj = state = None
             return self.run()
-        del obj
+        obj = None
         (rebuilt, state), attached, generation, _ = published
         info = self._info("publisher", attached.backend, generation, attached.shared_bytes, len(attached.skeleton))
         logger.info(
