@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -100,3 +102,62 @@ class Other:
             self.process.send_signal(signal.SIGCONT)
             self.kill()
         self.close()
+
+
+class Forked:
+    """A child that another process forked; asked as that one is."""
+
+    def __init__(self, parent: Any, folder: Path, task: str = "fork_and_serve", *args: Any) -> None:
+        self.parent = parent
+        path = str(folder / f"{len(list(folder.iterdir()))}.socket")
+        self._stderr = Path(path + ".stderr")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(1)
+            self.pid: int = parent(task, *args, path)
+            self._connection, _ = listener.accept()
+        self._stream = self._connection.makefile("rwb")
+
+    def start(self, task: str, *args: Any, **kwargs: Any) -> None:
+        pickle.dump((task, args, kwargs), self._stream)
+        self._stream.flush()
+
+    def result(self) -> Any:
+        good, answer = pickle.load(self._stream)
+        if not good:
+            raise Failed(*answer)
+        return answer
+
+    def __call__(self, task: str, *args: Any, **kwargs: Any) -> Any:
+        self.start(task, *args, **kwargs)
+        return self.result()
+
+    def end(self, task: str) -> None:
+        """By a task that does not answer."""
+        self.start(task)
+        assert self._stream.read() == b""
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self._wait()
+
+    def gone(self) -> bool:
+        """Dead: reaped, or a zombie that its parent has not looked at yet."""
+        try:
+            return ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    def _wait(self) -> None:
+        while not self.gone():
+            time.sleep(0.01)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._connection.close()
+        self._wait()
+        said = self._stderr.read_text()
+        assert not said, said

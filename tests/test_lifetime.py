@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from processes import Other
 from tasks import Model, counted, loads, mapped, weigh
@@ -502,8 +501,13 @@ def test_exit_by_ctrl_c_while_waiting(namespace, backend, tmp_path):
     with Other() as loader:
         loader.start("acquire", namespace, "model", log, seconds=600.0)
         wait_until(lambda: loads(log) == 1)
-        code, said = run(namespace, log, backend, "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
-                         "signal.signal(signal.SIGALRM, signal.default_int_handler)\nholder_of().acquire()")
+        code, said = run(
+            namespace,
+            log,
+            backend,
+            "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
+            "signal.signal(signal.SIGALRM, signal.default_int_handler)\nholder_of().acquire()",
+        )
         assert code == -signal.SIGINT or code == 130 or code == 1, said
         assert said.rstrip().endswith("KeyboardInterrupt")
         loader.kill()

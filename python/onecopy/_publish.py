@@ -12,8 +12,9 @@ from onecopy.process import note
 if TYPE_CHECKING:
     from onecopy.process import ModelKey, Place
 
-#: Freed memory goes back to the system after this many bytes: without it all of it stays resident.
-TRIM = 256 << 20
+#: Freed memory goes back to the system after a sixteenth of the model, but neither more often nor less often than this,
+#: in bytes: without it all of it stays resident. Where memory is tight, that sixteenth is what has to be free.
+TRIM = 32 << 20, 256 << 20
 
 
 def publish(
@@ -72,6 +73,7 @@ def _fill(publishing: Any, parts: skeleton.Parts) -> int:
     """Copies every buffer; the bytes whose source stays, because nothing could be re-pointed."""
     window = publishing.mapping()
     note(window)
+    trim_after = _trim_after(parts)
     kept_bytes = freed = 0
     for buffer in parts.buffers:
         offset = publishing.fill(buffer.source)
@@ -81,7 +83,7 @@ def _fill(publishing: Any, parts: skeleton.Parts) -> int:
         buffer.repoint(window, offset)
         buffer.source = None
         freed += buffer.nbytes
-        if freed >= TRIM:
+        if freed >= trim_after:
             _core.trim()
             freed = 0
     parts.buffers.clear()
@@ -89,15 +91,21 @@ def _fill(publishing: Any, parts: skeleton.Parts) -> int:
     return kept_bytes
 
 
+def _trim_after(parts: skeleton.Parts) -> int:
+    least, most = TRIM
+    return min(most, max(least, parts.data_bytes // 16))
+
+
 def _excess(parts: skeleton.Parts) -> int:
     """The most that is written and not yet freed at any moment of the fill, in bytes."""
     most = excess = waiting = 0
+    trim_after = _trim_after(parts)
     for buffer in parts.buffers:
         excess += buffer.nbytes
         most = max(most, excess)
         if buffer.repoint is not None:
             waiting += buffer.nbytes
-            if waiting >= TRIM:
+            if waiting >= trim_after:
                 excess -= waiting
                 waiting = 0
     return most

@@ -1,6 +1,7 @@
 //! `Publishing`: one segment on its way to READY.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use onecopy_core::store::{self, Outcome};
 use pyo3::exceptions::PyRuntimeError;
@@ -16,11 +17,13 @@ use crate::steps::{Attached, backend_name};
 #[pyclass(frozen, module = "onecopy._core")]
 pub struct Publishing {
     inner: Mutex<Option<store::Publishing>>,
+    /// Of the loader that publishes.
+    loading_ended: Option<Arc<AtomicBool>>,
 }
 
 impl Publishing {
-    pub fn new(publishing: store::Publishing) -> Self {
-        Self { inner: Mutex::new(Some(publishing)) }
+    pub fn new(publishing: store::Publishing, loading_ended: Option<Arc<AtomicBool>>) -> Self {
+        Self { inner: Mutex::new(Some(publishing)), loading_ended }
     }
 
     /// Only ever taken with the GIL released, so that no thread waits for it while holding the GIL.
@@ -82,6 +85,9 @@ impl Publishing {
     /// READY: the generation; None where the tag was replaced meanwhile.
     fn publish(&self, py: Python<'_>) -> PyResult<Option<u64>> {
         let outcome = self.with(py, store::Publishing::publish)?;
+        if let Some(ended) = &self.loading_ended {
+            ended.store(true, Ordering::Relaxed);
+        }
         match outcome {
             Outcome::Ready { generation } => Ok(Some(generation)),
             Outcome::Superseded => Ok(None),

@@ -1,5 +1,6 @@
 //! What an acquire answers, one class each.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,11 +46,15 @@ impl Attached {
 pub struct Loading {
     pub ticket: Ticket,
     store: Arc<Store>,
+    /// The registry knows how it ended. Asked again, it would enter a process that has left, and a file that is removed.
+    pub ended: Arc<AtomicBool>,
 }
 
 impl Drop for Loading {
     fn drop(&mut self) {
-        store::current().give_up(self.store.clone(), self.ticket);
+        if !self.ended.load(Ordering::Relaxed) {
+            store::current().give_up(self.store.clone(), self.ticket);
+        }
     }
 }
 
@@ -133,7 +138,9 @@ pub fn backend_name(backend: Backend) -> &'static str {
 pub fn to_python(py: Python<'_>, store: &Arc<Store>, step: Step) -> PyResult<Py<PyAny>> {
     Ok(match step {
         Step::Attached(attached) => Py::new(py, Attached::new(py, attached)?)?.into_any(),
-        Step::Load { ticket } => Py::new(py, Loading { ticket, store: store.clone() })?.into_any(),
+        Step::Load { ticket } => {
+            Py::new(py, Loading { ticket, store: store.clone(), ended: Arc::default() })?.into_any()
+        }
         Step::Wait { loader, since, word, value, episode } => {
             let since = Duration::from_nanos(since).as_secs_f64();
             Py::new(py, Waiting { loader, since, episode, word, value })?.into_any()

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use onecopy_core::registry::request::{Backend, Constructor, Ended, Key, Listed, State};
@@ -93,13 +94,15 @@ impl Store {
         };
         let ask = ask(key, constructor, true);
         let publishing = detached(py, || self.store.announce(&ask, announced))?;
-        Ok(Publishing::new(publishing))
+        Ok(Publishing::new(publishing, loading.map(|loading| loading.ended.clone())))
     }
 
     /// The loader ends without a model; `how`: "failed", "unshareable" or "gave up".
     fn end_loading(&self, py: Python<'_>, loading: &Loading, how: &str, reason: String) -> PyResult<()> {
         let ended = ended(how, reason)?;
-        detached(py, || self.store.end_loading(loading.ticket, ended))
+        detached(py, || self.store.end_loading(loading.ticket, ended))?;
+        loading.ended.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     #[pyo3(signature = (tag, version=None))]
