@@ -28,7 +28,7 @@ RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(UV):
 	$(PYTHON) -m venv $(CACHE)/uv
@@ -55,7 +55,8 @@ demo: build ## semantic search over Python's manual: one copy of a real model un
 	$(BIN)/python examples/semantic_search.py
 
 .PHONY: test test-rust test-python test-beam
-test: test-rust test-python test-beam ## all tests
+test: build ## all tests, two suites at a time, each told when it is done
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-rust test-python test-beam
 test-rust: ## tests of the core, without Python
 	cargo test --locked --package onecopy-core
 test-python: build ## tests of the Python face

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,18 +148,10 @@ def test_a_chain_of_ten_generations(namespace, log, sockets, backend):
     assert loads(log) == 1
 
 
-@pytest.fixture(scope="module")
-def parent_with_torch() -> Iterator[Other]:
-    """One for several tests: torch takes seconds to start."""
-    pytest.importorskip("torch")
-    with Other() as parent:
-        yield parent
-        assert parent.close() == ""
-
-
-def test_a_published_objects_own_tensors_are_held_by_the_child(namespace, sockets, parent_with_torch):
+def test_a_published_objects_own_tensors_are_held_by_the_child(namespace, sockets, hatch):
     """They lie on the mapping through which the segment was filled, which is another than the one that others see."""
-    parent = parent_with_torch
+    pytest.importorskip("torch")
+    parent = hatch()
     total = parent("torch_publish_own", namespace, "model")
     assert holders(namespace) == [parent.pid]
     with Forked(parent, sockets) as child:
@@ -173,13 +165,14 @@ def test_a_published_objects_own_tensors_are_held_by_the_child(namespace, socket
     parent("leave", namespace)
 
 
-def test_data_loader_workers_that_are_forked(namespace, parent_with_torch):
-    parent = parent_with_torch
+def test_data_loader_workers_that_are_forked(namespace, hatch):
+    pytest.importorskip("torch")
+    parent = hatch()
     parent("torch_publish", namespace, "model", 512)
     assert len(parent("load_data", namespace, "model", 2)) == 8
     wait_until(lambda: holders(namespace) == [parent.pid])
-    parent("leave", namespace)
-    assert freed(namespace)
+    parent("release", "model")
+    wait_until(lambda: freed(namespace))
 
 
 # -- While other threads of the parent are busy: the child has none of them, and their locks may be held for ever.
@@ -346,8 +339,9 @@ assert len(store.show("model")[0].holders) == 1
 # -- multiprocessing, and programs that are started.
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-@pytest.mark.parametrize("held", [True, False], ids=["held", "not held"])
+@pytest.mark.parametrize(
+    ("method", "held"), [("fork", True), ("forkserver", True), ("spawn", True), ("fork", False), ("spawn", False)]
+)
 def test_pools(namespace, log, method, held):
     with Other() as parent:
         if held:

