@@ -142,9 +142,10 @@ class Forked:
         self._wait()
 
     def gone(self) -> bool:
-        """Dead: reaped, or a zombie that its parent has not looked at yet."""
+        """Dead with all its threads, the last of which closes its descriptors; its parent may not have looked yet."""
         try:
-            return ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
+            zombie = ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
+            return zombie and len(os.listdir(f"/proc/{self.pid}/task")) == 1
         except (FileNotFoundError, ProcessLookupError):
             return True
 

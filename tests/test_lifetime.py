@@ -465,7 +465,7 @@ def test_exit_leaves_nothing(namespace, state, tmp_path):
     store = onecopy.Store(namespace)
     if state in ("os._exit", "acquiring in daemons"):
         store.list()
-    assert all(not row.holders and row.loader is None and row.state == "vacant" for row in store.list())
+    assert all(not row.holders and row.publisher is None and row.state == "vacant" for row in store.list())
     assert segments(namespace) == []
 
 
@@ -484,9 +484,9 @@ slow = SlowToDie()
 """
         assert end(start(namespace, log, backend, script)) == (0, "")
         (row,) = onecopy.Store(namespace).list()
-        assert (row.state, row.loader) == ("loading", (loader.pid, "python"))
+        assert (row.state, row.publisher) == ("loading", (loader.pid, "python"))
         loader.kill()
-    assert all(not row.holders and row.loader is None for row in onecopy.Store(namespace).list())
+    assert all(not row.holders and row.publisher is None for row in onecopy.Store(namespace).list())
 
 
 @pytest.mark.parametrize("backend", ["memfd", "posix"])
@@ -504,7 +504,7 @@ holder_of("model").acquire()
         assert code == -signal.SIGINT, said
         assert said.rstrip().endswith("KeyboardInterrupt")
         loader.kill()
-    assert all(not row.holders and row.loader is None for row in onecopy.Store(namespace).list())
+    assert all(not row.holders and row.publisher is None for row in onecopy.Store(namespace).list())
 
 
 # -- Many threads.

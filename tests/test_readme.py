@@ -27,6 +27,10 @@ def test_the_links_lead_to_files():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_no_placeholder_is_left():
+    assert not re.findall(r"^[A-Z]+$", README, re.MULTILINE)
+
+
 def test_the_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = set(re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE))

@@ -6,7 +6,7 @@
 `onecopy.beam.SharedMemoryModelHandler` does the same for Apache Beam's RunInference.
 """
 
-from contextlib import suppress
+from contextlib import suppress as _suppress
 
 from onecopy.errors import OneCopyError
 from onecopy.holder import Holder
@@ -18,5 +18,5 @@ __version__ = "0.1.0"
 
 # What the first acquire needs is imported here and not there. A handler for Beam is also made and pickled where the
 # extension does not exist.
-with suppress(ImportError):
+with _suppress(ImportError):
     from onecopy import _acquire as _acquire

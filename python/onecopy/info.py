@@ -48,8 +48,8 @@ class StoredModel:
     shared_bytes: int
     #: Qualified name of the constructor that published it.
     constructor: str
-    #: (pid, name) of the process that loads it.
-    loader: tuple[int, str] | None
+    #: (pid, name) of the process that loads it, or that published it, while that lives.
+    publisher: tuple[int, str] | None
     #: When it got its state, in seconds since the epoch.
     since: float
     #: (pid, name) of every living process with a lease.

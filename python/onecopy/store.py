@@ -165,7 +165,7 @@ def _stored(row: dict[str, Any]) -> StoredModel:
         backend=row["backend"],
         shared_bytes=row["shared_bytes"],
         constructor=row["constructor"],
-        loader=row["publisher"],
+        publisher=row["publisher"],
         since=row["since"],
         holders=tuple(row["holders"]),
         reason=row["reason"],

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from onecopy import __version__
 from onecopy.cli import commands
 from onecopy.errors import ModelNotFoundError, OneCopyError
 from onecopy.store import BACKENDS, Store
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"onecopy: {error}", file=sys.stderr)
         return 3
     except OneCopyError as error:
-        print(f"onecopy: {error}", file=sys.stderr)
+        said = str(error).replace("Pass replace=True to supersede it", "Pass --replace to supersede it")
+        print(f"onecopy: {said}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--namespace", default="default", help="set of tags (default: %(default)s)")
     parser.add_argument("--directory", help="where the registry lives (default: $ONECOPY_DIR, or /dev/shm)")
+    parser.add_argument("--version", action="version", version=f"onecopy {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def verb(name: str, run: object, text: str) -> argparse.ArgumentParser:
@@ -58,13 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     verb("ls", commands.ls, "List the models of the namespace. Never waits for a loader.")
     show = verb("show", commands.show, "Show every version and generation of a tag, with its holders.")
     show.add_argument("tag")
-    put = verb("put", commands.put, "Call MODULE:FUNCTION here and publish what it returns, pinned.")
+    put = verb("put", commands.put, "Call MODULE:FUNCTION (looked for here, too) and publish what it returns, pinned.")
     put.add_argument("tag")
     put.add_argument("constructor", metavar="MODULE:FUNCTION")
-    put.add_argument("--version", help="your name for the content")
+    put.add_argument("--version", help="your name for the content (a path, a hash)")
     put.add_argument("--replace", action="store_true", help="supersede what is there")
     put.add_argument("--backend", choices=BACKENDS, default="auto")
-    remove = verb("rm", commands.rm, "Unname a tag. Its memory goes with the last lease.")
+    remove = verb("rm", commands.rm, "Remove the name of a model. Its memory is freed when the last user leaves.")
     remove.add_argument("tag")
     remove.add_argument("--version", help="this version only")
     sweep = verb("sweep", commands.sweep, "Remove what dead processes left, and the registry's file if nobody uses it.")

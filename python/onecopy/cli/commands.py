@@ -60,8 +60,9 @@ def show(store: Store, options: argparse.Namespace) -> int:
         print(f"  {_size(model.shared_bytes)} ({model.shared_bytes} bytes), backend {model.backend or '-'}")
         if model.constructor:
             print(f"  made by {model.constructor}")
-        if model.loader:
-            print(f"  loading in process {model.loader[0]} ({model.loader[1]})")
+        if model.publisher:
+            verb = "loading in" if model.state == "loading" else "published by"
+            print(f"  {verb} process {model.publisher[0]} ({model.publisher[1]})")
         for pid, name in model.holders:
             print(f"  held by process {pid} ({name})")
         if model.reason:
@@ -74,8 +75,7 @@ def put(store: Store, options: argparse.Namespace) -> int:
     if not module or not function:
         message = f"{options.constructor!r}: MODULE:FUNCTION is expected, as in mypackage.models:load_t5"
         raise BadNameError(message)
-    sys.path.insert(0, str(Path.cwd()))
-    constructor = getattr(importlib.import_module(module), function)
+    constructor = _constructor(options.constructor, module, function)
     with store.publish(options.tag, constructor(), version=options.version, pin=True, replace=options.replace):
         model = store.show(options.tag)[-1]
     if options.json:
@@ -84,11 +84,30 @@ def put(store: Store, options: argparse.Namespace) -> int:
     return 0
 
 
+def _constructor(named: str, module: str, function: str) -> Any:
+    """Raises BadNameError for what cannot be imported or called; what the user's own code raises is his to see."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        message = f"{named!r}: no module {module!r} (the current directory was looked into, too)"
+        raise BadNameError(message) from None
+    except AttributeError:
+        message = f"{named!r}: module {module!r} has no {function!r}"
+        raise BadNameError(message) from None
+    if not callable(found):
+        message = f"{named!r} is not callable"
+        raise BadNameError(message)
+    return found
+
+
 def rm(store: Store, options: argparse.Namespace) -> int:
     removed = store.remove(options.tag, version=options.version)
     if options.json:
         return _json({"removed": removed})
-    print(f"unnamed {removed} model{'s' if removed > 1 else ''} '{options.tag}'; the memory goes with the last lease")
+    print(f"removed the name '{options.tag}' ({removed}); its memory is freed when the last user leaves")
     return 0
 
 
