@@ -145,7 +145,7 @@ class Forked:
         """Dead with all its threads, the last of which closes its descriptors; its parent may not have looked yet."""
         try:
             zombie = ") Z " in Path(f"/proc/{self.pid}/stat").read_text()
-            return zombie and len(os.listdir(f"/proc/{self.pid}/task")) == 1
+            return zombie and len(list(Path(f"/proc/{self.pid}/task").iterdir())) == 1
         except (FileNotFoundError, ProcessLookupError):
             return True
 

@@ -263,6 +263,7 @@ def test_fork_while_the_parent_lingers(namespace, log, sockets, backend):
     with Other() as parent:
         value = parent("acquire", namespace, "model", log, backend=backend, linger=600.0)[0]
         parent("release", "model")
+        parent("settle")
         assert holders(namespace) == [parent.pid]
         with Forked(parent, sockets) as child:
             assert child("segments_here") == []

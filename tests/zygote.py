@@ -19,7 +19,6 @@ def zygote() -> Iterator[Other]:
     with Other(USE_TF="0", USE_TORCH="1") as other:  # or transformers imports both
         other("import_all", *MODULES)
         yield other
-        assert other.close() == ""
 
 
 @pytest.fixture
