@@ -59,8 +59,13 @@ test: build ## all tests, two suites at a time, each told when it is done
 	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-rust test-python test-beam
 test-rust: ## tests of the core, without Python
 	cargo test --locked --package onecopy-core
+# Processes in every state, with torch in each: they take as long as all others together.
+LONG := tests/test_fork.py tests/test_lifetime.py tests/test_peak.py
 test-python: build ## tests of the Python face
-	$(BIN)/python -m pytest -m "not beam"
+	$(BIN)/python -m pytest -m "not beam" $(LONG:%=--ignore=%)
+.PHONY: test-processes
+test-processes: build ## fork, exit, lifetimes and peak memory in real processes; not part of `make test`
+	$(BIN)/python -m pytest $(LONG)
 test-beam: build ## real pipelines with several SDK processes
 	$(BIN)/python -m pytest -m beam
 

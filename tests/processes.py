@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -63,6 +64,10 @@ class Other:
     def start(self, task: str, *args: Any, **kwargs: Any) -> None:
         pickle.dump((task, args, kwargs), self._sending)
         self._sending.flush()
+
+    def answers(self, within: float) -> bool:
+        """Whether the result, or its end, is there after so many seconds at most."""
+        return bool(select.select([self._receiving], [], [], within)[0])
 
     def result(self) -> Any:
         good, answer = pickle.load(self._receiving)

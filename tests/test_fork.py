@@ -347,7 +347,7 @@ def test_pools(namespace, log, method, held):
     with Other() as parent:
         if held:
             value = parent("acquire", namespace, "model", log)[0]
-        done = parent("acquire_in_pool", method, 3, namespace, "model", log)
+        done = parent("acquire_in_pool", method, 2, namespace, "model", log)
         assert len({total for total, _ in done}) == 1
         if held:
             assert {total for total, _ in done} == {value}
@@ -355,7 +355,7 @@ def test_pools(namespace, log, method, held):
             assert holders(namespace) == [parent.pid]
         else:
             # A worker's lease ends with the worker: the next one may have come too late for it.
-            assert 1 <= loads(log) <= 3
+            assert 1 <= loads(log) <= 2
             assert holders(namespace) == []
 
 

@@ -90,9 +90,8 @@ PARTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("backend", ["memfd", "posix"])
-@pytest.mark.parametrize("part", PARTS)
-def test_any_part_of_a_model_keeps_its_weights_and_its_lease(namespace, backend, part, collector, elsewhere):
+@pytest.mark.parametrize(("part", "backend"), [*((part, "memfd") for part in PARTS), ("slice", "posix")])
+def test_any_part_of_a_model_keeps_its_weights_and_its_lease(namespace, part, backend, collector, elsewhere):
     store = onecopy.Store(namespace, backend=backend)
     holder = onecopy.Holder(network, "model", store=store)
     model = holder.acquire()
@@ -444,6 +443,10 @@ saved = (model.weight * 2).sum()  # a tensor that C++ keeps
 }
 
 
+# Torch takes seconds to start: once must do.
+BACKENDS = ("memfd", "posix")
+
+
 def start(namespace: str, log: str, backend: str, script: str) -> subprocess.Popen[str]:
     # Python looks for its own mistakes in development mode, which makes torch start twice as slowly.
     options = [] if "import torch" in script else ["-X", "dev"]
@@ -460,8 +463,10 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize("state", EXITS)
 def test_exit_leaves_nothing(namespace, state, tmp_path):
-    both = [start(namespace, str(tmp_path / backend), backend, EXITS[state]) for backend in ("memfd", "posix")]
-    assert [end(process) for process in both] == [(0, "")] * 2
+    both = [
+        start(namespace, str(tmp_path / backend), backend, EXITS[state]) for backend in BACKENDS[state == "torch" :]
+    ]
+    assert {end(process) for process in both} == {(0, "")}
     # Whoever kills himself cannot clean up: for others his claims are void at the first look.
     store = onecopy.Store(namespace)
     if state in ("os._exit", "acquiring in daemons"):
@@ -589,7 +594,7 @@ def test_a_model_let_go_of_is_found_again_or_attached_again_never_private(namesp
     """The housekeeping thread gives the lease back while the next acquire is on its way."""
     holder = onecopy.Holder(lambda: Model(1.0, mib=1), "model", store=onecopy.Store(namespace))
     roles = set()
-    for _ in range(1000):
+    for _ in range(300):
         holder.acquire()
         roles.add(holder.info.role)
         holder.release()
