@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,14 +56,20 @@ def test_cpus_are_within_the_affinity():
     assert 1 <= threads.cpus() <= len(os.sched_getaffinity(0))
 
 
-def test_sdk_workers_are_seen():
-    assert threads.sdk_workers() == 1
-    # As the worker pool starts them.
-    pretend = "import sys; sys.stdin.read()  # from apache_beam.runners.worker.sdk_worker import SdkHarness"
-    workers = [subprocess.Popen([sys.executable, "-c", pretend], stdin=subprocess.PIPE) for _ in range(2)]
+def test_sdk_workers_are_seen(monkeypatch):
+    # Other pipelines may run on this machine: only the two made here are looked at.
+    pretend = "print(flush=True); input()  # from apache_beam.runners.worker.sdk_worker import SdkHarness"
+    workers = [
+        subprocess.Popen([sys.executable, "-c", pretend], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
     try:
+        for worker in workers:
+            worker.stdout.read(1)  # until it runs its command, /proc may still show the one it was forked from
+        places = [Path(f"/proc/{process}/cmdline") for process in (os.getpid(), *(worker.pid for worker in workers))]
+        monkeypatch.setattr(Path, "glob", lambda *_: iter(places))
         assert threads.sdk_workers() == 2
     finally:
         for worker in workers:
-            worker.stdin.close()
-            worker.wait()
+            worker.communicate(b"\n")
+    assert threads.sdk_workers() == 1
