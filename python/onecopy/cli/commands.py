@@ -114,7 +114,8 @@ def rm(store: Store, options: argparse.Namespace) -> int:
 def sweep(store: Store, options: argparse.Namespace) -> int:
     rows = store.sweep(dry_run=options.dry_run)
     core = process.core_store(store.place)
-    removed_file = not options.dry_run and core.remove_registry_if_unused()
+    there = Path(core.path).exists()
+    removed_file = there and not options.dry_run and core.remove_registry_if_unused()
     if options.json:
         return _json(
             {"rows": [dict(zip(("kind", "what", "why"), row, strict=True)) for row in rows], "registry": removed_file}

@@ -14,7 +14,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use onecopy_core::registry::request::{Acquired, Backend};
+use onecopy_core::registry::request::Acquired;
+use onecopy_core::words::Backend;
 use registry_support::{Actor, Room, ask, lease, now};
 
 const ROUNDS: usize = 2000;

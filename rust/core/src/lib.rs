@@ -6,6 +6,7 @@
 //! registry/  who holds what: a pure transition function, and around it the lock and the file
 //! segment/   writing (plan > reserve > fill > seal) and reading (validate once, then views)
 //! store      the verbs; the only place where registry and segment meet
+//! words      plain types that every room may speak: key, constructor, identity, backend, facts
 //! error      one enum, a variant per caller's decision
 //! ```
 //!
@@ -20,5 +21,6 @@ pub mod registry;
 pub mod segment;
 pub mod store;
 pub mod sys;
+pub mod words;
 
 pub use error::{Error, Result};

@@ -16,7 +16,8 @@ use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
 use onecopy_core::Error;
-use onecopy_core::registry::request::{Acquired, Backend};
+use onecopy_core::registry::request::Acquired;
+use onecopy_core::words::Backend;
 use registry_support::{Actor, Room, ask, lease};
 
 fn main() {

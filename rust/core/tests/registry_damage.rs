@@ -7,7 +7,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use onecopy_core::layout::registry::{FILE_BYTES, REDO, TABLES, TableId};
-use onecopy_core::registry::request::{Acquired, Backend, Ended};
+use onecopy_core::registry::request::{Acquired, Ended};
+use onecopy_core::words::Backend;
 use onecopy_core::{Error, Result};
 use proptest::prelude::*;
 

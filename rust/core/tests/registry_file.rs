@@ -6,8 +6,9 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use onecopy_core::Error;
-use onecopy_core::registry::request::{Acquired, Backend, Ended, Holding, Published, State};
-use registry_support::{Actor, NAMESPACE, Room, constructor, facts, key, lease, random_uuid};
+use onecopy_core::registry::request::{Acquired, Ended, Holding, Published, State};
+use onecopy_core::words::{Backend, Content};
+use registry_support::{Actor, NAMESPACE, Room, content, facts, key, lease, random_uuid};
 
 #[test]
 fn one_loads_the_others_attach_and_the_last_frees() {
@@ -182,15 +183,8 @@ fn a_dropped_lease_is_not_mistaken_for_its_successor() {
 fn what_is_held_comes_along_into_a_new_file() {
     let room = Room::new();
     let facts = facts(random_uuid(), Backend::Memfd);
-    let holding = Holding {
-        key: key("t"),
-        constructor: constructor(),
-        generation: 3,
-        pinned: false,
-        facts,
-        shared_bytes: 4096,
-        fd: 7,
-    };
+    let content = Content { generation: 3, ..content(facts) };
+    let holding = Holding { key: key("t"), content, fd: 7 };
     let [one, two] = [(); 2].map(|()| Actor::holding(&room.path, vec![holding.clone()]));
     let three = Actor::new(&room.path);
     assert_eq!(one.check().leases, 1);
@@ -207,7 +201,9 @@ fn what_is_held_comes_along_into_a_new_file() {
     // Into an empty one with the name.
     fs::remove_file(room.registry()).unwrap();
     assert_eq!(two.check().leases, 1);
-    assert!(matches!(three.acquire("t"), Acquired::Attach { generation: 3, facts: known, .. } if known == facts));
+    assert!(
+        matches!(three.acquire("t"), Acquired::Attach { content: Content { generation: 3, facts: known, .. }, .. } if known == facts)
+    );
     assert_eq!(one.check().leases, 2);
 
     // Emptied under everybody, not removed.
@@ -215,6 +211,29 @@ fn what_is_held_comes_along_into_a_new_file() {
     assert_eq!(two.check().leases, 1);
     assert_eq!(one.check().leases, 2);
     assert_eq!(three.check().processes, 3);
+}
+
+/// Whoever comes back first: the content published last has the name, and is as pinned as it was.
+#[test]
+fn the_newer_of_two_generations_keeps_the_name() {
+    let [old, new] = [1, 2].map(|since| Content {
+        since,
+        generation: since,
+        pinned: since == 2,
+        ..content(facts(random_uuid(), Backend::Memfd))
+    });
+    for order in [[&old, &new], [&new, &old]] {
+        let room = Room::new();
+        let actors = order.map(|content| {
+            let actor = Actor::holding(&room.path, vec![Holding { key: key("t"), content: content.clone(), fd: 7 }]);
+            actor.check();
+            actor
+        });
+        let listed = actors[0].transact(|session| session.list());
+        let named: Vec<_> = listed.iter().filter(|row| !row.unnamed).map(|row| (row.generation, row.pinned)).collect();
+        assert_eq!(named, [(2, true)]);
+        assert_eq!(actors[0].check().leases, 2);
+    }
 }
 
 #[test]

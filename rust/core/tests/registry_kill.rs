@@ -17,8 +17,9 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use onecopy_core::registry::request::{Acquired, Backend, Ended, Holding, LeaseId};
-use registry_support::{Actor, Room, ask, constructor, facts, key, lease};
+use onecopy_core::registry::request::{Acquired, Ended, Holding, LeaseId};
+use onecopy_core::words::Backend;
+use registry_support::{Actor, Room, ask, content, facts, key, lease};
 
 /// What the parent does before the child starts, in an empty room; it keeps the actors alive.
 type Before = fn(&Room) -> Vec<Actor>;
@@ -332,12 +333,12 @@ fn join(room: &Path) -> Box<dyn FnOnce()> {
 fn own_holding(room: &Path) -> Holding {
     let facts = facts([9; 16], Backend::Posix);
     Actor::new(room).make(&facts);
-    Holding { key: key("t"), constructor: constructor(), generation: 1, pinned: false, facts, shared_bytes: 1, fd: -1 }
+    Holding { key: key("t"), content: content(facts), fd: -1 }
 }
 
 fn join_with_holdings(room: &Path) -> Box<dyn FnOnce()> {
     let facts = facts([9; 16], Backend::Memfd);
-    let held = Holding { facts, ..own_holding(&PathBuf::from(room)) };
+    let held = Holding { content: content(facts), ..own_holding(&PathBuf::from(room)) };
     let actor = Actor::holding(room, vec![held]);
     std::fs::remove_file(room_object(room)).unwrap();
     Box::new(move || {
@@ -353,15 +354,7 @@ fn room_object(room: &Path) -> PathBuf {
 
 fn restore(room: &Path) -> Box<dyn FnOnce()> {
     let facts = facts([9; 16], Backend::Memfd);
-    let holding = Holding {
-        key: key("t"),
-        constructor: constructor(),
-        generation: 1,
-        pinned: false,
-        facts,
-        shared_bytes: 1,
-        fd: 7,
-    };
+    let holding = Holding { key: key("t"), content: content(facts), fd: 7 };
     with(room, move |actor| see(actor.transact(|session| session.restore(&holding))))
 }
 

@@ -8,14 +8,14 @@ use std::collections::{HashMap, HashSet};
 use onecopy_core::Error;
 use onecopy_core::registry::check::check;
 use onecopy_core::registry::request::{
-    AcquireRequest, Acquired, Backend, Ended, Holding, Identity, Key, LeaseId, ProcessId, PublishRequest, Published,
-    SegmentFacts, State, Ticket,
+    AcquireRequest, Acquired, Ended, Holding, LeaseId, ProcessId, PublishRequest, Published, State, Ticket,
 };
 use onecopy_core::registry::table::{MemTable, Oracle, Table};
 use onecopy_core::registry::transition::{MEMORY, Transition};
+use onecopy_core::words::{Backend, Content, Identity, Key, SegmentFacts};
 use proptest::prelude::*;
 
-use registry_support::{constructor, facts};
+use registry_support::{constructor, content, facts};
 
 const PROCESSES: usize = 4;
 const KEYS: usize = 3;
@@ -223,15 +223,7 @@ impl World {
             Step::Restore { from } => {
                 // As a forked child does with what its parent has open.
                 let Some(&(number, facts, _)) = self.processes[from].leases.last() else { return };
-                let holding = Holding {
-                    key: key(number),
-                    constructor: constructor(),
-                    generation: 1,
-                    pinned: false,
-                    facts,
-                    shared_bytes: 1,
-                    fd: 7,
-                };
+                let holding = Holding { key: key(number), content: content(facts), fd: 7 };
                 if let Some(lease) = self.transact(|transition| transition.restore(me, &holding)) {
                     self.processes[process].leases.push((number, facts, lease));
                 }
@@ -288,7 +280,7 @@ impl World {
         let Some((answer, lease)) = answer else { return };
         self.processes[process].waited.remove(&number);
         match answer {
-            Acquired::Attach { facts, holders, foreign, .. } => {
+            Acquired::Attach { content: Content { facts, .. }, holders, foreign, .. } => {
                 assert!(self.published.contains(&facts.uuid), "READY without a published segment");
                 let pinned = self.pinned(number);
                 assert!(pinned || foreign || !holders.is_empty(), "attached to the dead");
@@ -319,14 +311,10 @@ impl World {
         let asked = PublishRequest {
             me,
             key: key(number),
-            constructor: constructor(),
-            now: self.now,
+            segment,
+            content: Content { since: self.now, pinned: pin, ..content(facts) },
             ticket: ticket.map(|(_, ticket)| ticket),
             replace,
-            pin,
-            segment,
-            facts,
-            shared_bytes: 1,
             fd: 7,
         };
         let listed = self.transact(|transition| transition.list()).unwrap();

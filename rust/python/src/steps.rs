@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use onecopy_core::registry::request::{Backend, Identity, Ticket};
+use onecopy_core::registry::request::Ticket;
 use onecopy_core::store::{self, Step, Store};
+use onecopy_core::words::{Backend, Identity};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -33,10 +34,10 @@ impl Attached {
             mapping: Py::new(py, Mapping { view: attached.view })?,
             skeleton: PyBytes::new(py, &attached.skeleton).unbind(),
             data_offset: attached.data_offset,
-            generation: attached.generation,
-            shared_bytes: attached.shared_bytes,
-            backend: backend_name(attached.facts.backend),
-            constructor: (attached.constructor.name, attached.constructor.code_hash),
+            generation: attached.content.generation,
+            shared_bytes: attached.content.shared_bytes,
+            backend: backend_name(attached.content.facts.backend),
+            constructor: (attached.content.constructor.name, attached.content.constructor.code_hash),
         })
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use onecopy_core::registry::request::{Backend, Constructor, Ended, Key, Listed, State};
-use onecopy_core::store::{self, Announced, Ask, Step};
+use onecopy_core::registry::request::{Ended, Listed, State};
+use onecopy_core::store::{self, Announced, Ask, Step, Swept};
+use onecopy_core::words::{Backend, Constructor, Key};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
@@ -119,7 +120,7 @@ impl Store {
 
     /// Removes what the dead left; (kind, what, why) each.
     fn sweep(&self, py: Python<'_>, dry_run: bool) -> PyResult<Vec<(String, String, String)>> {
-        let report = detached(py, || self.store.sweep(dry_run))?;
+        let Swept { report, orphans } = detached(py, || self.store.sweep(dry_run))?;
         let processes = report
             .processes
             .iter()
@@ -128,7 +129,14 @@ impl Store {
             let kind = if swept.segment.is_some() { "segment" } else { "entry" };
             (kind.to_owned(), swept.key.to_string(), swept.why.to_owned())
         });
-        Ok(processes.chain(removed).collect())
+        let orphans = orphans.into_iter().map(|(name, bytes)| {
+            (
+                "orphan".to_owned(),
+                format!("{name} ({bytes} bytes)"),
+                "no registry knows it, and nobody has it open".to_owned(),
+            )
+        });
+        Ok(processes.chain(removed).chain(orphans).collect())
     }
 
     /// Checks the buffers of an attached segment; the number of bytes that were checked.

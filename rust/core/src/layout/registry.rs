@@ -170,7 +170,12 @@ pub fn file_name(uid: u32, namespace: &str) -> String {
 /// A named segment (backend posix) of that registry.
 pub fn segment_name(uid: u32, namespace: &str, uuid: &[u8; 16]) -> String {
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{hex}", file_name(uid, namespace))
+    segment_prefix(uid, namespace) + &hex
+}
+
+/// What the names of all its segments begin with; no other namespace's names do, followed by 32 digits.
+pub fn segment_prefix(uid: u32, namespace: &str) -> String {
+    format!("{}-", file_name(uid, namespace))
 }
 
 /// Longest namespace in bytes.

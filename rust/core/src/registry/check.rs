@@ -4,7 +4,6 @@
 
 use std::collections::HashSet;
 
-use super::request::Key;
 use super::table::{Pooled, Stored, Table};
 use super::transition::{bucket_of, key_hash};
 use crate::Result;
@@ -12,6 +11,7 @@ use crate::layout::registry::rows::{
     FILLING, FREE, HELD, LIVE, LOADING, READY, SEALED, UNSHAREABLE, VACANT, WITNESSES,
 };
 use crate::layout::registry::{Bucket, Entry, Lease, NONE, Process, Segment, TableId};
+use crate::words::Key;
 
 /// Rows in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

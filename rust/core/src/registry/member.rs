@@ -88,7 +88,7 @@ impl Member {
         let mut leases = Vec::new();
         for holding in holdings {
             match transition.restore(me, holding) {
-                Ok(lease) => leases.push((holding.facts.uuid, lease)),
+                Ok(lease) => leases.push((holding.content.facts.uuid, lease)),
                 Err(Error::Full { .. }) => {}
                 Err(error) => return Err(error),
             }

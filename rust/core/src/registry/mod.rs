@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, unlinkat};
 
-use crate::layout::registry::{NAMESPACE_MAX, PAGE, file_name, namespace_fits};
+use crate::layout::registry::{NAMESPACE_MAX, NONE, PAGE, file_name, namespace_fits};
 use crate::sys::directory::Directory;
 use crate::sys::futex::FutexPage;
 use crate::sys::lock::{FileId, Kept};
@@ -44,6 +44,8 @@ pub use check::Census;
 pub use session::Session;
 pub use transition::{SweepReport, Swept};
 
+/// Stands for a visitor: a row that no table has.
+const NOBODY: ProcessId = ProcessId { slot: NONE, generation: 0 };
 /// How often the file may be replaced under one transaction.
 const MOVES: u32 = 16;
 
@@ -139,6 +141,28 @@ impl Registry {
         done
     }
 
+    /// As `transact`, for those who look or clear away: this process does not enter the table for it (entering sweeps), and
+    /// no file is made. `None` where there is none. `keep`: what `work` changed is committed.
+    pub fn visit<R>(&self, keep: bool, work: impl FnOnce(&mut Session<'_>) -> Result<R>) -> Result<Option<R>> {
+        if file::named(&self.directory, &self.name)?.is_none() {
+            return Ok(None);
+        }
+        let mut inner = self.enter()?;
+        let mut after = Aftermath::default();
+        let done = self.locked(&mut inner, |_, file, _, mut head| {
+            let oracle = LifeLocks::new(file, &self.place);
+            let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, NOBODY);
+            let answer = work(&mut session)?;
+            if keep {
+                self.commit(file, &mut head, session.table(), &mut after)?;
+            }
+            Ok(Some(answer))
+        });
+        drop(inner);
+        self.finish(after);
+        done
+    }
+
     /// Sleeps while the word has this value, at most `timeout`, often less.
     pub fn wait(&self, word: u32, value: u32, timeout: Duration) {
         let page = self.page.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -194,14 +218,18 @@ impl Registry {
         }
         let mut inner = self.enter()?;
         let mut after = Aftermath::default();
-        let removed = self.locked(&mut inner, |inner, file, id, mut head| {
+        let removed = self.locked(&mut inner, |inner, file, _, mut head| {
             let mut oracle = LifeLocks::new(file, &self.place);
-            let me = self.join(inner, file, id, &mut head, &mut oracle, &mut after)?;
-            let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
+            let mut table = FileTable::new(file, &self.place, head.heads);
+            let ours = match &inner.member {
+                Some(member) => member.valid(head.uuid, &mut table, &mut oracle)?,
+                None => false,
+            };
+            let mut session = Session::new(table, oracle, NOBODY);
             session.sweep(false)?;
             let census = session.check()?;
             self.commit(file, &mut head, session.table(), &mut after)?;
-            if census.processes > 1 || census.segments > 0 {
+            if census.processes > u32::from(ours) || census.segments > 0 {
                 return Ok(false);
             }
             unlinkat(&*self.directory, &self.name, AtFlags::empty())

@@ -1,66 +1,12 @@
 //! What may be asked of the registry, and what it answers. Plain data: the pure part sees nothing else.
 
+use crate::words::{Constructor, Content, Identity, Key, SegmentFacts};
+
 /// A process of the table: its slot, and the slot's generation (a slot is used again after its process died).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessId {
     pub slot: u32,
     pub generation: u64,
-}
-
-/// Who a process is, for other processes: where to find its descriptors, and what to print.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Identity {
-    pub pid: u32,
-    /// Inode of `/proc/self/ns/pid`: a pid means nothing in another PID namespace. 0: not known (no `/proc`).
-    pub pid_namespace: u64,
-    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot. 0: not known.
-    pub start_time: u64,
-    /// `comm`, at most 15 bytes.
-    pub name: String,
-}
-
-/// One model: what must be equal for two processes to share bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    pub tag: String,
-    /// The user's name for a content; empty where none was given.
-    pub version: String,
-    /// Format, Python minor version, torch and numpy versions, in words.
-    pub compatibility: String,
-}
-
-impl std::fmt::Display for Key {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.version.is_empty() {
-            write!(out, "'{}'", self.tag)
-        } else {
-            write!(out, "'{}' (version '{}')", self.tag, self.version)
-        }
-    }
-}
-
-/// Name and code hash of a constructor, to warn when two share a key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Constructor {
-    pub name: String,
-    pub code_hash: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Backend {
-    Memfd,
-    Posix,
-}
-
-/// What a segment is: enough to open it, and to know that it is the right one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SegmentFacts {
-    pub uuid: [u8; 16],
-    pub backend: Backend,
-    /// Length of the object in bytes.
-    pub bytes: u64,
-    pub device: u64,
-    pub inode: u64,
 }
 
 /// Row number of an entry plus its episode: one attempt (with its one retry) to load a key.
@@ -112,12 +58,9 @@ pub enum Acquired {
     /// `foreign`: living holders in other PID namespaces exist.
     Attach {
         segment: u32,
-        facts: SegmentFacts,
-        generation: u64,
+        content: Content,
         holders: Vec<Holder>,
         foreign: bool,
-        /// The constructor that published it.
-        constructor: Constructor,
     },
     /// The caller loads. `retry`: somebody's constructor failed before.
     Load {
@@ -166,17 +109,13 @@ pub enum Ended {
 pub struct PublishRequest {
     pub me: ProcessId,
     pub key: Key,
-    pub constructor: Constructor,
-    pub now: u64,
+    /// The segment row that `reserve` gave.
+    pub segment: u32,
+    /// What was filled, sealed, and checked; its generation is given by `publish`.
+    pub content: Content,
     /// The loader's ticket; None for the verb `publish`.
     pub ticket: Option<Ticket>,
     pub replace: bool,
-    pub pin: bool,
-    /// The segment row that `reserve` gave.
-    pub segment: u32,
-    /// Filled, sealed, and checked.
-    pub facts: SegmentFacts,
-    pub shared_bytes: u64,
     pub fd: i32,
 }
 
@@ -228,10 +167,7 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Holding {
     pub key: Key,
-    pub constructor: Constructor,
-    pub generation: u64,
-    pub pinned: bool,
-    pub facts: SegmentFacts,
-    pub shared_bytes: u64,
+    pub content: Content,
+    /// Our descriptor of it.
     pub fd: i32,
 }

@@ -1,18 +1,19 @@
 //! What a transaction's work sees: the verbs, on the table as it will be committed.
 
+use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::check::{self, Census};
 use super::overlay::FileTable;
 use super::request::{
-    AcquireRequest, Acquired, Backend, Ended, Holding, Identity, Key, LeaseId, Listed, ProcessId, PublishRequest,
-    Published, Ticket,
+    AcquireRequest, Acquired, Ended, Holding, LeaseId, Listed, ProcessId, PublishRequest, Published, Ticket,
 };
 use super::table::Oracle;
 use super::transition::{SweepReport, Transition};
 use crate::layout::registry::{LIFE, TableId};
 use crate::sys::lock;
+use crate::words::{Backend, Identity, Key};
 use crate::{Error, Result};
 
 /// The verbs, under the registry's lock. A verb that fails leaves nothing behind; work that fails is not committed.
@@ -158,6 +159,15 @@ impl<'s> Session<'s> {
             self.table.take_back(before);
         }
         Ok(report)
+    }
+
+    pub fn sweep_is_due(&mut self) -> bool {
+        self.transition().sweep_is_due()
+    }
+
+    /// Of every segment in the table: what else lies in the directory is nobody's.
+    pub fn segments(&mut self) -> Result<HashSet<[u8; 16]>> {
+        self.verb(|transition| transition.segments())
     }
 
     /// Looks whether the tables hold together; counts what is in them.

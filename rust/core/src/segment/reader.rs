@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use crate::layout::segment::{Header, wrong};
-use crate::registry::request::SegmentFacts;
 use crate::sys::object;
+use crate::words::SegmentFacts;
 use crate::{Error, Result};
 
 /// Enough for the header, in one read.
@@ -74,9 +74,9 @@ pub fn verify(fd: &OwnedFd, facts: &SegmentFacts, place: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::request::Backend;
     use crate::segment::writer::Outline;
     use crate::sys::directory::Directory;
+    use crate::words::Backend;
     use std::path::Path;
 
     fn sealed() -> (OwnedFd, SegmentFacts) {

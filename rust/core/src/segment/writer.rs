@@ -6,10 +6,10 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use zerocopy::IntoBytes;
 
 use crate::layout::segment::{ALIGNMENT, BufferRow, Header, MAGIC, PAGE, Plan, VERSION};
-use crate::registry::request::{Backend, SegmentFacts};
 use crate::sys::directory::Directory;
 use crate::sys::mapping::{Mapping, STEP};
 use crate::sys::object::{self, ObjectId};
+use crate::words::{Backend, SegmentFacts};
 use crate::{Error, Result};
 
 /// Short enough that a piece is still in the cache when the kernel copies what was just checksummed.

@@ -3,20 +3,17 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::view::{Inherited, View};
-use crate::registry::request::{Constructor, Holding, Key, LeaseId, SegmentFacts};
+use super::view::View;
+use crate::registry::request::{Holding, LeaseId};
 use crate::sys::object::SegmentFd;
+use crate::words::{Content, Key};
 
 #[derive(Debug)]
 pub struct Held {
     pub fd: Arc<SegmentFd>,
     pub key: Key,
-    pub constructor: Constructor,
-    pub generation: u64,
-    pub pinned: bool,
-    pub shared_bytes: u64,
     /// None until READY, and for a segment that was never published.
-    pub published: Option<(SegmentFacts, LeaseId)>,
+    pub published: Option<(Content, LeaseId)>,
     /// Mappings of it in this process; the last one to go takes the lease along.
     pub views: usize,
     /// The view to build over again; the others are the publisher's, from filling.
@@ -24,30 +21,10 @@ pub struct Held {
 }
 
 impl Held {
-    pub(super) fn inherited(&self, facts: SegmentFacts) -> Inherited {
-        Inherited {
-            facts,
-            fd: self.fd.number(),
-            key: self.key.clone(),
-            constructor: self.constructor.clone(),
-            generation: self.generation,
-            shared_bytes: self.shared_bytes,
-        }
-    }
-
-    fn holding(&self) -> Option<Holding> {
-        let (facts, _) = self.published?;
-        // With a closed descriptor nobody could attach through us.
-        let fd = if self.fd.open() { self.fd.number() } else { return None };
-        Some(Holding {
-            key: self.key.clone(),
-            constructor: self.constructor.clone(),
-            generation: self.generation,
-            pinned: self.pinned,
-            facts,
-            shared_bytes: self.shared_bytes,
-            fd,
-        })
+    /// What another process, or another table, must know of it. `None` where it is not published.
+    pub(super) fn holding(&self) -> Option<Holding> {
+        let (content, _) = self.published.as_ref()?;
+        Some(Holding { key: self.key.clone(), content: content.clone(), fd: self.fd.number() })
     }
 }
 
@@ -62,7 +39,8 @@ impl Holdings {
     }
 
     pub fn all(&self) -> Vec<Holding> {
-        self.lock().values().filter_map(Held::holding).collect()
+        // With a closed descriptor nobody could attach through us.
+        self.lock().values().filter(|held| held.fd.open()).filter_map(Held::holding).collect()
     }
 
     /// The lease of a segment got a new row: the registry's file is a new one, or we are a new process in it.

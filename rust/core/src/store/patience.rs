@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::registry::request::Identity;
 use crate::sys::process::Activity;
+use crate::words::Identity;
 
 /// A stopped process may be continued; this long it is given.
 const STOPPED: Duration = Duration::from_secs(2);

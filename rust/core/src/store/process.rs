@@ -44,10 +44,14 @@ enum Task {
     /// A loader that was let go of; if its entry knows the end already, this says nothing new.
     GiveUp(Arc<Store>, Ticket),
     Release(Arc<Store>, LeaseId),
+    /// Others may have died.
+    Sweep(Arc<Store>),
 }
 
 /// Between two tries where the registry does not answer.
 const RETRY: Duration = Duration::from_secs(5);
+/// Between two looks for what dead processes left.
+const SWEEP: Duration = Duration::from_millis(500);
 
 static FIRST: OnceLock<Process> = OnceLock::new();
 
@@ -146,6 +150,13 @@ impl Process {
         }
     }
 
+    /// Where there is no thread, whoever enters next sweeps.
+    pub(super) fn sweep_soon(&self, store: &Arc<Store>) {
+        if self.thread.get().is_some() {
+            self.push(Task::Sweep(store.clone()));
+        }
+    }
+
     fn push(&self, task: Task) {
         self.queue.push(task);
         if let Some(thread) = self.thread.get() {
@@ -163,55 +174,74 @@ impl Process {
                 let _ = self.thread.set(handle.thread().clone());
                 handle.thread().unpark();
             }
-            // Without a thread memory is kept until the process ends: worse, not wrong. The next view tries again.
-            Err(_) => self.starting.store(false, Ordering::Release),
+            // No thread may be made (RLIMIT_NPROC): the next view tries again, and what waits is done here and now.
+            Err(_) => {
+                self.starting.store(false, Ordering::Release);
+                self.round(&mut Vec::new());
+            }
         }
     }
 
     fn housekeeping(&self) {
+        let mut sweeps = Vec::new();
         loop {
-            // What the registry did not take: others wait for it.
-            let mut again: Vec<Task> = Vec::new();
-            while let Some(task) = self.queue.pop() {
-                match task {
-                    Task::Unmap(retired) => self.unmap(retired),
-                    Task::Linger(view, until) => self.lingering().push((view, until)),
-                    Task::EndLinger(uuid) => self.lingering().retain(|(view, _)| view.uuid() != uuid),
-                    Task::Abandon(publishing) => drop(publishing),
-                    Task::GiveUp(store, ticket) => {
-                        if store.end_loading(ticket, Ended::GaveUp).is_err() {
-                            again.push(Task::GiveUp(store, ticket));
-                        }
+            match self.round(&mut sweeps) {
+                Some(next) => thread::park_timeout(next.saturating_duration_since(Instant::now())),
+                None => thread::park(),
+            }
+        }
+    }
+
+    /// Does what there is to do; when to look again, if nothing comes before.
+    fn round(&self, sweeps: &mut Vec<(Arc<Store>, Instant)>) -> Option<Instant> {
+        // What the registry did not take: others wait for it.
+        let mut again: Vec<Task> = Vec::new();
+        while let Some(task) = self.queue.pop() {
+            match task {
+                Task::Unmap(retired) => self.unmap(retired),
+                Task::Linger(view, until) => self.lingering().push((view, until)),
+                Task::EndLinger(uuid) => self.lingering().retain(|(view, _)| view.uuid() != uuid),
+                Task::Abandon(publishing) => drop(publishing),
+                Task::GiveUp(store, ticket) => {
+                    if store.end_loading(ticket, Ended::GaveUp).is_err() {
+                        again.push(Task::GiveUp(store, ticket));
                     }
-                    Task::Release(store, lease) => {
-                        if store.try_release(lease).is_err() {
-                            again.push(Task::Release(store, lease));
-                        }
+                }
+                Task::Release(store, lease) => {
+                    if store.try_release(lease).is_err() {
+                        again.push(Task::Release(store, lease));
                     }
-                    Task::Collapse(store, uuid, from) => {
-                        if let Some(next) = store.collapse_step(uuid, from) {
-                            // Behind whatever came meanwhile.
-                            self.queue.push(Task::Collapse(store, uuid, next));
-                        }
+                }
+                Task::Collapse(store, uuid, from) => {
+                    if let Some(next) = store.collapse_step(uuid, from) {
+                        // Behind whatever came meanwhile.
+                        self.queue.push(Task::Collapse(store, uuid, next));
+                    }
+                }
+                Task::Sweep(store) => {
+                    if !sweeps.iter().any(|(waiting, _)| Arc::ptr_eq(waiting, &store)) {
+                        sweeps.push((store, Instant::now()));
                     }
                 }
             }
-            let now = Instant::now();
-            let ends = {
-                let mut lingering = self.lingering();
-                lingering.retain(|(_, until)| until.is_none_or(|until| until > now));
-                lingering.iter().filter_map(|(_, until)| *until).min()
-            };
-            if !self.queue.is_empty() && again.is_empty() {
-                continue;
-            }
-            let retry = (!again.is_empty()).then(|| now + RETRY);
-            match ends.into_iter().chain(retry).min() {
-                Some(next) => thread::park_timeout(next.saturating_duration_since(now)),
-                None => thread::park(),
-            }
-            again.into_iter().for_each(|task| self.queue.push(task));
         }
+        let now = Instant::now();
+        sweeps.retain_mut(|(store, at)| {
+            if *at <= now {
+                *at = now + SWEEP;
+                // Somebody else has looked just now, and perhaps before the death that we are to find: once more.
+                return matches!(store.sweep_if_due(), Ok(false));
+            }
+            true
+        });
+        let ends = {
+            let mut lingering = self.lingering();
+            lingering.retain(|(_, until)| until.is_none_or(|until| until > now));
+            lingering.iter().filter_map(|(_, until)| *until).min()
+        };
+        let retry = (!again.is_empty()).then(|| now + RETRY);
+        again.into_iter().for_each(|task| self.queue.push(task));
+        ends.into_iter().chain(retry).chain(sweeps.iter().map(|(_, at)| *at)).min()
     }
 
     fn unmap(&self, retired: Retired) {
@@ -223,6 +253,7 @@ impl Process {
         let store = self.stores().get(&*place).cloned();
         if let Some(store) = store {
             store.view_gone(uuid);
+            self.sweep_soon(&store);
         }
     }
 }

@@ -7,12 +7,13 @@ use rustix::io::Errno;
 use super::held::Held;
 use super::process;
 use super::{Ask, Attached, Store, check_key, now};
-use crate::registry::request::{Backend, PublishRequest, Published, SegmentFacts, Ticket};
+use crate::registry::request::{PublishRequest, Published, Ticket};
 use crate::segment::writer::{Filling, Outline, Sealed};
 use crate::store::View;
 use crate::sys::memory::Victim;
 use crate::sys::object::SegmentFd;
 use crate::sys::room;
+use crate::words::{Backend, Content, SegmentFacts};
 use crate::{Error, Result};
 
 /// Where room is tighter than this beyond the need, the filler offers itself to the OOM killer.
@@ -153,10 +154,6 @@ impl Store {
         let held = Held {
             fd: Arc::new(SegmentFd::new(fd, filling.id())),
             key: ask.key.clone(),
-            constructor: ask.constructor.clone(),
-            generation: 0,
-            pinned: announced.pin,
-            shared_bytes: announced.data_bytes,
             published: None,
             // Ours, until `Publishing` is dropped: the descriptor must not go with the first view.
             views: 1,
@@ -291,11 +288,19 @@ impl Publishing {
             view,
             skeleton: contents.skeleton,
             data_offset: contents.data_offset,
-            generation: 0,
-            shared_bytes: facts.bytes - contents.data_offset,
-            facts,
-            constructor: self.ask.constructor.clone(),
+            content: self.content(facts, 0),
         })
+    }
+
+    fn content(&self, facts: SegmentFacts, since: u64) -> Content {
+        Content {
+            facts,
+            shared_bytes: self.announced.data_bytes,
+            generation: 0,
+            since,
+            pinned: self.announced.pin,
+            constructor: self.ask.constructor.clone(),
+        }
     }
 
     /// READY: from here on others attach, and this process holds a lease.
@@ -305,33 +310,31 @@ impl Publishing {
         };
         let fd = self.store.holdings.lock().get(&self.uuid).map(|held| held.fd.number());
         let fd = fd.ok_or_else(|| Error::os("publish", "segment", Errno::BADF))?;
-        let published = self.store.registry.transact(|session| {
+        let (published, content) = self.store.registry.transact(|session| {
             let request = PublishRequest {
                 me: session.me(),
                 key: self.ask.key.clone(),
-                constructor: self.ask.constructor.clone(),
-                now: now(),
+                segment: self.row,
+                // Under the lock: what others wrote before is in the past.
+                content: self.content(facts, now()),
                 ticket: self.announced.ticket,
                 replace: self.announced.replace,
-                pin: self.announced.pin,
-                segment: self.row,
-                facts,
-                shared_bytes: self.announced.data_bytes,
                 fd,
             };
-            session.publish(&request)
+            Ok((session.publish(&request)?, request.content))
         })?;
         match published {
             Published::Ready { generation, lease } => {
                 self.stage = Stage::Over;
+                let content = Content { generation, ..content };
                 if let Some(held) = self.store.holdings.lock().get_mut(&self.uuid) {
-                    held.published = Some((facts, lease));
-                    held.generation = generation;
+                    held.published = Some((content, lease));
                     for view in self.views.iter().filter_map(Weak::upgrade) {
-                        view.inherits(held.inherited(facts));
+                        held.holding().into_iter().for_each(|holding| view.inherits(holding));
                     }
                 }
                 process::current().collapse(self.store.clone(), self.uuid);
+                process::current().sweep_soon(&self.store);
                 Ok(Outcome::Ready { generation })
             }
             Published::Superseded => Ok(Outcome::Superseded),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::process;
-use crate::registry::request::{Constructor, Key, SegmentFacts};
+use crate::registry::request::Holding;
 use crate::sys::mapping::{self, Mapping};
 use crate::sys::{fork, object};
 
@@ -23,21 +23,11 @@ pub struct View {
     mapping: Option<Mapping>,
     uuid: [u8; 16],
     place: Arc<Place>,
-    /// Set once the segment is known to be published.
-    inherited: OnceLock<Inherited>,
+    /// What a forked child must know to take a lease of its own; set once the segment is known to be published. Read
+    /// there without a lock: the parent's may be held for ever.
+    inherited: OnceLock<Holding>,
     /// The fork generation of the process that counts this view.
     counted_in: AtomicU64,
-}
-
-/// What a forked child must know to take a lease of its own. Read there without a lock: the parent's may be held for ever.
-#[derive(Clone, Debug)]
-pub struct Inherited {
-    pub facts: SegmentFacts,
-    pub fd: i32,
-    pub key: Key,
-    pub constructor: Constructor,
-    pub generation: u64,
-    pub shared_bytes: u64,
 }
 
 /// What is left of a dropped view, on its way to the housekeeping thread.
@@ -77,18 +67,18 @@ impl View {
         self.counted_in.load(Ordering::Relaxed) == fork::generation()
     }
 
-    pub(super) fn inherits(&self, what: Inherited) {
+    pub(super) fn inherits(&self, what: Holding) {
         let _ = self.inherited.set(what);
     }
 
-    pub(super) fn inherited(&self) -> Option<&Inherited> {
+    pub(super) fn inherited(&self) -> Option<&Holding> {
         self.inherited.get()
     }
 
     /// In a forked child: the parent's descriptor of the segment, if it came along.
     pub(super) fn inherited_fd(&self) -> Option<OwnedFd> {
-        let Inherited { fd, facts, .. } = self.inherited.get().filter(|_| !self.counted_here())?;
-        object::take_inherited(*fd, super::object_id(facts))
+        let Holding { fd, content, .. } = self.inherited.get().filter(|_| !self.counted_here())?;
+        object::take_inherited(*fd, super::object_id(&content.facts))
     }
 
     /// Start of the mapping, and the bytes of the object.

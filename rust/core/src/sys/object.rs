@@ -110,6 +110,44 @@ pub fn open_named(directory: &Directory, name: &str, expected: ObjectId) -> Resu
     Ok(fd)
 }
 
+/// The names in the directory that are `prefix` and 32 hexadecimal digits.
+pub fn list_named(directory: &Directory, prefix: &str) -> Result<Vec<String>> {
+    let failed = |errno| Error::os("read", directory.path().display().to_string(), errno);
+    let mut found = Vec::new();
+    for entry in fs::Dir::read_from(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        let digits = name.strip_prefix(prefix).unwrap_or_default();
+        if digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            found.push(name.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// Removes a named object of ours that no process has open or mapped, wherever it lives; its bytes. `None` where one has.
+/// `keep`: only looks. The kernel grants a write lease (F_SETLEASE, fcntl(2)) to the only user of a file alone.
+pub fn remove_unused(directory: &Directory, name: &str, keep: bool) -> Option<u64> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = fs::openat(directory, name, flags, Mode::empty()).ok()?;
+    let stat = fs::fstat(&fd).ok()?;
+    let ours = stat.st_uid == rustix::process::geteuid().as_raw() && FileType::from_raw_mode(stat.st_mode).is_file();
+    if !ours || !is_only_user(&fd) {
+        return None;
+    }
+    if !keep {
+        fs::unlinkat(directory, name, fs::AtFlags::empty()).ok()?;
+    }
+    Some(stat.st_size as u64)
+}
+
+#[allow(unsafe_code)]
+fn is_only_user(fd: &OwnedFd) -> bool {
+    // SAFETY: integers only; the descriptor is open for the borrow's life.
+    let lease = |kind: i32| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, kind) == 0 };
+    lease(libc::F_WRLCK) && lease(libc::F_UNLCK)
+}
+
 /// A new description of an object that this process has open under `fd` (its own descriptor, or one inherited by fork).
 pub fn open_own(fd: i32, expected: ObjectId) -> Result<OwnedFd, Missing> {
     let opened = fs::open(format!("/proc/self/fd/{fd}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

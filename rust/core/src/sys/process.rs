@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::registry::request::Identity;
+use crate::words::Identity;
 
 /// This process, as others will want to know it.
 pub fn identity() -> Identity {

@@ -12,11 +12,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use onecopy_core::layout::registry::{file_name, segment_name};
 use onecopy_core::registry::request::{
-    AcquireRequest, Acquired, Backend, Constructor, Ended, Holding, Key, LeaseId, PublishRequest, Published,
-    SegmentFacts, Ticket,
+    AcquireRequest, Acquired, Ended, Holding, LeaseId, PublishRequest, Published, Ticket,
 };
 use onecopy_core::registry::{Census, Registry, Session};
 use onecopy_core::sys::directory::Directory;
+use onecopy_core::words::{Backend, Constructor, Content, Key, SegmentFacts};
 use onecopy_core::{Error, Result};
 
 pub const NAMESPACE: &str = "test";
@@ -157,14 +157,10 @@ impl Actor {
             session.publish(&PublishRequest {
                 me: session.me(),
                 key: key(tag),
-                constructor: constructor(),
-                now: now(),
+                segment,
+                content: Content { since: now(), pinned: pin, ..content(facts) },
                 ticket,
                 replace,
-                pin,
-                segment,
-                facts,
-                shared_bytes: 4096,
                 fd: if facts.backend == Backend::Memfd { 7 } else { -1 },
             })
         })
@@ -216,6 +212,10 @@ pub fn ask(session: &Session<'_>, tag: &str, waited: Option<u64>) -> AcquireRequ
         waited,
         may_load: true,
     }
+}
+
+pub fn content(facts: SegmentFacts) -> Content {
+    Content { facts, shared_bytes: 4096, generation: 0, since: 1, pinned: false, constructor: constructor() }
 }
 
 pub fn constructor() -> Constructor {

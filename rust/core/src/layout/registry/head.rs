@@ -65,7 +65,8 @@ pub struct Heads {
     pub entries: Pool,
     /// Process rows ever used; free ones are found by looking.
     pub processes: u32,
-    pub reserved: u32,
+    /// When everything dead was swept away last: CLOCK_REALTIME in half seconds, its low bits.
+    pub swept: u32,
 }
 const _: () = assert!(size_of::<Heads>() == 40);
 
@@ -75,7 +76,7 @@ impl Row for Heads {
 
 impl Heads {
     pub fn new(serial: u64) -> Self {
-        Self { serial, leases: Pool::EMPTY, segments: Pool::EMPTY, entries: Pool::EMPTY, processes: 0, reserved: 0 }
+        Self { serial, leases: Pool::EMPTY, segments: Pool::EMPTY, entries: Pool::EMPTY, processes: 0, swept: 0 }
     }
 
     /// Rows of a table that may be read.

@@ -144,14 +144,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             self.refresh(index)?;
             return Ok(None);
         }
-        Ok(Some(Acquired::Attach {
-            segment: current,
-            facts: segment::facts(&row),
-            generation: self.entry(index)?.generation,
-            holders,
-            foreign,
-            constructor: segment::constructor(&row),
-        }))
+        Ok(Some(Acquired::Attach { segment: current, content: segment::content(&row), holders, foreign }))
     }
 
     /// `me` now counts among those who know that the entry cannot be shared.

@@ -4,12 +4,13 @@ use std::hash::Hasher;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::super::request::{Constructor, Key, ProcessId};
+use super::super::request::ProcessId;
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition};
 use crate::layout::registry::rows::{FREE, LOADING, VACANT};
 use crate::layout::registry::text::Text;
 use crate::layout::registry::{Bucket, Entry, NONE, TableId, Word};
+use crate::words::{Constructor, Key};
 use crate::{Error, Result};
 
 /// Names the key in the table: 128 bits over the whole texts, however much of them a row has room for.

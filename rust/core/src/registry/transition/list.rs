@@ -1,12 +1,15 @@
 //! list and remove: what a person asks about names.
 
+use std::collections::HashSet;
+
 use super::super::request::{Holder, Listed, State};
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, lease, process, segment};
 use crate::Result;
-use crate::layout::registry::rows::{FILLING, LOADING, READY, UNSHAREABLE, VACANT, WITNESSES};
+use crate::layout::registry::rows::{FILLING, FREE, LOADING, READY, UNSHAREABLE, VACANT, WITNESSES};
 use crate::layout::registry::text::Text;
 use crate::layout::registry::{Entry, NONE, Segment, TableId};
+use crate::words::Constructor;
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
     /// Changes nothing. What only the dead hold is listed without holders.
@@ -32,6 +35,20 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         Ok(all)
     }
 
+    /// The uuids of all that have a row, those still being filled too.
+    pub fn segments(&mut self) -> Result<HashSet<[u8; 16]>> {
+        let high = self.table.heads().segments.high;
+        self.table.ahead::<Segment>(0, high)?;
+        let mut found = HashSet::new();
+        for index in 0..high {
+            let row: Segment = self.table.get(index)?;
+            if row.state != FREE {
+                found.insert(row.uuid);
+            }
+        }
+        Ok(found)
+    }
+
     fn named(&mut self, index: u32, found: &Entry) -> Result<Option<Listed>> {
         let bare = Listed {
             key: entry::key(found),
@@ -41,10 +58,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             pinned: false,
             segment: None,
             shared_bytes: 0,
-            constructor: super::super::request::Constructor {
-                name: found.constructor.to_text(),
-                code_hash: found.code_hash,
-            },
+            constructor: Constructor { name: found.constructor.to_text(), code_hash: found.code_hash },
             publisher: None,
             since: found.since,
             holders: Vec::new(),

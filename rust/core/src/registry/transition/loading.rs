@@ -1,12 +1,13 @@
 //! What a loader does on its way: reserve, discard, end_loading.
 
-use super::super::request::{Backend, Ended, Key, ProcessId, Ticket};
+use super::super::request::{Ended, ProcessId, Ticket};
 use super::super::table::{Oracle, Table};
 use super::{Transition, segment};
 use crate::Result;
 use crate::layout::registry::rows::{FILLING, UNSHAREABLE, WITNESSES};
 use crate::layout::registry::text::Text;
 use crate::layout::registry::{Entry, Lease, Segment};
+use crate::words::{Backend, Key};
 
 /// Constructors that may raise in one episode: the first loader's and one waiter's.
 const FAILURES: u32 = 2;

@@ -21,10 +21,11 @@ mod restore;
 mod segment;
 mod sweep;
 
-use super::request::{Identity, ProcessId};
+use super::request::ProcessId;
 use super::table::{Oracle, Pooled, Table};
 use crate::layout::registry::rows::LIVE;
 use crate::layout::registry::{Process, TableId};
+use crate::words::Identity;
 use crate::{Error, Result};
 
 pub use entry::{bucket_of, key_hash};

@@ -1,12 +1,13 @@
 //! Process rows: join, leave, and a look at some rows in turn.
 
-use super::super::request::{Identity, ProcessId};
+use super::super::request::ProcessId;
 use super::super::table::{Oracle, Table};
 use super::{Transition, entry, lease};
 use crate::Result;
 use crate::layout::registry::rows::{FREE, HELD, LIVE, LOADING};
 use crate::layout::registry::text::Text;
 use crate::layout::registry::{Lease, Process};
+use crate::words::Identity;
 
 /// Rows of each kind that a transaction looks at beside its own work, so that what the dead left does not pile up.
 pub const BYSTANDERS: u32 = 1;

@@ -1,28 +1,29 @@
 //! publish: a filled segment gets the name.
 
-use super::super::request::{Backend, Identity, Key, PublishRequest, Published};
+use super::super::request::{PublishRequest, Published};
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, lease, segment};
 use crate::Result;
-use crate::layout::registry::rows::{LOADING, READY, SEALED, WITNESSES};
-use crate::layout::registry::text::Text;
+use crate::layout::registry::rows::{LOADING, READY, WITNESSES};
 use crate::layout::registry::{Entry, NONE, Segment, TableId};
+use crate::words::{Backend, Content, Identity, Key};
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
     pub fn publish(&mut self, request: &PublishRequest) -> Result<Published> {
-        self.now = request.now;
+        let content = &request.content;
+        self.now = content.since;
         let me = request.me;
         let Some(row) = self.filling(me, request.segment)? else {
             return Err(self.refused(format_args!("segment {} was not reserved by this process", request.segment)));
         };
         let index = row.entry;
         if self.entry(index)?.hash != entry::key_hash(&request.key)
-            || row.uuid != request.facts.uuid
-            || segment::backend(&row) != request.facts.backend
+            || row.uuid != content.facts.uuid
+            || segment::backend(&row) != content.facts.backend
         {
             return Err(self.refused(format_args!("segment {} was reserved as another one", request.segment)));
         }
-        if request.pin && request.facts.backend != Backend::Posix {
+        if content.pinned && content.facts.backend != Backend::Posix {
             return Err(self.refused("only a named segment (backend posix) can be pinned"));
         }
         match request.ticket {
@@ -39,16 +40,8 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         self.unname(index)?;
         let generation = self.entry(index)?.generation.wrapping_add(1);
         self.table.edit(request.segment, |row: &mut Segment| {
-            row.state = SEALED;
-            row.bytes = request.facts.bytes;
-            row.device = request.facts.device;
-            row.inode = request.facts.inode;
-            row.shared_bytes = request.shared_bytes;
-            row.pinned = u32::from(request.pin);
-            row.since = request.now;
-            row.generation = generation;
-            row.constructor = Text::new(&request.constructor.name);
-            row.code_hash = request.constructor.code_hash;
+            segment::seal(row, &Content { generation, ..content.clone() });
+            row.pinned = u32::from(content.pinned);
         })?;
         self.name(index, request.segment, generation)?;
         let lease = self.add_lease(me, request.segment, request.fd)?;

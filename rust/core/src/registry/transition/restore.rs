@@ -5,42 +5,37 @@ use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, segment};
 use crate::Result;
 use crate::layout::registry::rows::{SEALED, VACANT};
-use crate::layout::registry::text::Text;
 use crate::layout::registry::{NONE, Segment, TableId};
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
-    /// Where the key is free, it becomes READY with our segment; else the segment stays unnamed, with our lease.
+    /// Where the key is free, or names what was published earlier, it becomes READY with our segment; else the segment
+    /// stays unnamed, with our lease.
     /// Several processes may bring the same one.
     pub fn restore(&mut self, me: ProcessId, holding: &Holding) -> Result<LeaseId> {
         let index = self.find_or_create(&holding.key)?;
-        if let Some(known) = self.find_segment(index, holding.facts.uuid)? {
+        let content = &holding.content;
+        if let Some(known) = self.find_segment(index, content.facts.uuid)? {
             return self.add_lease(me, known, holding.fd);
         }
-        let brought = Segment {
-            uuid: holding.facts.uuid,
-            bytes: holding.facts.bytes,
-            device: holding.facts.device,
-            inode: holding.facts.inode,
-            shared_bytes: holding.shared_bytes,
-            code_hash: holding.constructor.code_hash,
-            since: self.now,
-            generation: holding.generation,
-            state: SEALED,
-            backend: segment::stored_backend(holding.facts.backend),
-            constructor: Text::new(&holding.constructor.name),
-            ..Segment::BLANK
-        };
+        let mut brought = Segment::BLANK;
+        segment::seal(&mut brought, content);
         let current = self.add_segment(index, brought)?;
         let lease = self.add_lease(me, current, holding.fd)?;
-        if !self.refresh(index)? && self.free_to_take(index)? {
-            self.table.edit(current, |row: &mut Segment| row.pinned = u32::from(holding.pinned))?;
-            let generation = self.entry(index)?.generation.max(holding.generation);
+        if self.free_to_take(index, content.since)? {
+            self.unname(index)?;
+            self.table.edit(current, |row: &mut Segment| row.pinned = u32::from(content.pinned))?;
+            let generation = self.entry(index)?.generation.max(content.generation);
             self.name(index, current, generation)?;
         }
         Ok(lease)
     }
 
-    fn free_to_take(&mut self, index: u32) -> Result<bool> {
+    /// Of two contents that both had the name once, the one published later has it.
+    fn free_to_take(&mut self, index: u32, since: u64) -> Result<bool> {
+        if self.refresh(index)? {
+            let earlier = self.current(index)?.is_some_and(|(_, row)| row.state == SEALED && row.since < since);
+            return Ok(earlier);
+        }
         let found = self.entry(index)?;
         if found.state == VACANT {
             return Ok(true);

@@ -1,10 +1,12 @@
 //! Segments: in the list of their entry, held by their leases, freed when neither name nor lease is left.
 
-use super::super::request::{Backend, Constructor, ProcessId, SegmentFacts};
+use super::super::request::ProcessId;
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition};
 use crate::layout::registry::rows::{FILLING, FREE, HELD, MEMFD, POSIX, READY, SEALED, UNSHAREABLE, WITNESSES};
+use crate::layout::registry::text::Text;
 use crate::layout::registry::{Entry, Lease, NONE, Segment, TableId};
+use crate::words::{Backend, Constructor, Content, SegmentFacts};
 use crate::{Error, Result};
 
 pub(super) fn owner(segment: &Segment) -> ProcessId {
@@ -34,6 +36,36 @@ pub(super) fn facts(segment: &Segment) -> SegmentFacts {
         device: segment.device,
         inode: segment.inode,
     }
+}
+
+pub(super) fn content(segment: &Segment) -> Content {
+    Content {
+        facts: facts(segment),
+        shared_bytes: segment.shared_bytes,
+        generation: segment.generation,
+        since: segment.since,
+        pinned: segment.pinned != 0,
+        constructor: constructor(segment),
+    }
+}
+
+/// Filled and complete. Pinning waits for the name: what has none is not pinned.
+pub(super) fn seal(row: &mut Segment, content: &Content) {
+    let Content { facts, shared_bytes, generation, since, pinned: _, constructor } = content;
+    *row = Segment {
+        uuid: facts.uuid,
+        bytes: facts.bytes,
+        device: facts.device,
+        inode: facts.inode,
+        backend: stored_backend(facts.backend),
+        shared_bytes: *shared_bytes,
+        generation: *generation,
+        since: *since,
+        constructor: Text::new(&constructor.name),
+        code_hash: constructor.code_hash,
+        state: SEALED,
+        ..*row
+    };
 }
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {

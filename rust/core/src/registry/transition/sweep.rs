@@ -1,11 +1,11 @@
 //! sweep: everything that only the dead hold goes.
 
-use super::super::request::{Backend, Identity, Key};
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, lease, process, segment};
 use crate::Result;
 use crate::layout::registry::rows::{FILLING, HELD, LIVE, LOADING, READY, UNSHAREABLE, VACANT};
 use crate::layout::registry::{Entry, Lease, NONE, Process, TableId};
+use crate::words::{Backend, Identity, Key};
 
 /// What a sweep removed, or would remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +24,21 @@ pub struct Swept {
 }
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
+    /// Nobody has swept within this half second.
+    pub fn sweep_is_due(&self) -> bool {
+        self.table.heads().swept != self.half_second()
+    }
+
+    fn half_second(&self) -> u32 {
+        #[allow(clippy::cast_possible_truncation)] // only compared for being equal
+        let count = (self.now / 500_000_000) as u32;
+        count
+    }
+
     pub fn sweep(&mut self) -> Result<SweepReport> {
+        let mut heads = self.table.heads();
+        heads.swept = self.half_second();
+        self.table.set_heads(heads);
         let mut report = SweepReport::default();
         self.sweep_processes(&mut report)?;
         self.sweep_leases(&mut report)?;

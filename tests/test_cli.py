@@ -1,0 +1,121 @@
+"""The command line, as the person on call uses it: every command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import Other
+
+import onecopy
+
+MIB = 1 << 20
+
+
+def run(namespace: str, *arguments: str, code: int = 0, cwd: Path | None = None) -> str:
+    """What it prints; standard error where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "onecopy.cli", "--namespace", namespace, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr if code not in (0, 1) or not done.stdout else done.stdout
+
+
+def files(namespace: str) -> list[str]:
+    return sorted(path.name for path in Path("/dev/shm").glob(f"onecopy-v1-{os.geteuid()}-{namespace}*"))
+
+
+def test_looking_makes_nothing(namespace):
+    assert "no models" in run(namespace, "ls")
+    assert json.loads(run(namespace, "ls", "--json")) == []
+    assert "nothing to remove" in run(namespace, "sweep", "--dry-run")
+    assert "nothing to remove" in run(namespace, "sweep")
+    assert "no model 'none'" in run(namespace, "show", "none", code=3)
+    assert files(namespace) == []
+
+
+def test_what_is_there_and_who_has_it(namespace):
+    with onecopy.Store(namespace).publish("arrays", [np.ones(MIB)], version="v1"):
+        table = run(namespace, "ls")
+        assert "arrays" in table
+        assert "v1" in table
+        assert "8.0 MiB" in table
+        (model,) = json.loads(run(namespace, "show", "arrays", "--json"))
+        assert model["holders"] == [[os.getpid(), Path("/proc/self/comm").read_text().strip()]]
+        assert model["shared_bytes"] == 8 * MIB
+        assert f"held by process {os.getpid()}" in run(namespace, "show", "arrays")
+        assert run(namespace, "verify", "arrays", "--version", "v1") == (
+            f"arrays: {8 * MIB} bytes agree with their checksums\n"
+        )
+        assert json.loads(run(namespace, "rm", "arrays", "--json")) == {"removed": 1}
+        assert "superseded" in run(namespace, "ls")
+        run(namespace, "rm", "arrays", code=3)
+
+
+def test_put_publishes_pinned_and_rm_frees(namespace, tmp_path):
+    (tmp_path / "models.py").write_text("import numpy\ndef load():\n    return [numpy.ones(1 << 20)]\nnothing = 3\n")
+    assert "published numbers: 8.0 MiB, pinned" in run(namespace, "put", "numbers", "models:load", cwd=tmp_path)
+    assert "Pass --replace" in run(namespace, "put", "numbers", "models:load", code=1, cwd=tmp_path)
+    again = run(namespace, "put", "numbers", "models:load", "--replace", "--json", cwd=tmp_path)
+    assert json.loads(again)["generation"] == 2
+    for wrong, why in (("models", "MODULE:FUNCTION"), ("nowhere:load", "no module"), ("models:lood", "has no"),
+                       ("models:nothing", "not callable")):  # fmt: skip
+        assert why in run(namespace, "put", "other", wrong, code=1, cwd=tmp_path)
+    with onecopy.Store(namespace).attach("numbers") as (numbers,):
+        assert numbers.sum() == MIB
+    run(namespace, "rm", "numbers")
+
+
+@pytest.mark.parametrize("backend", ["memfd", "posix"])
+def test_sweep_tells_before_and_does_after(namespace, backend):
+    other = Other()
+    other("publish", namespace, "t", backend=backend)
+    other.kill()
+    other.close()
+    before = files(namespace)
+    would = run(namespace, "sweep", "--dry-run")
+    assert "would remove process" in would
+    assert "would remove segment 't': no living process holds it" in would
+    assert files(namespace) == before
+    done = run(namespace, "sweep")
+    assert "removed segment 't': no living process holds it" in done
+    assert "nobody uses it" in done
+    assert files(namespace) == []
+
+
+def test_a_segment_that_no_registry_knows(namespace):
+    other = Other()
+    other("publish", namespace, "t", backend="posix")
+    (registry,) = [name for name in files(namespace) if name.endswith(namespace)]
+    Path("/dev/shm", registry).unlink()
+    # In use: whatever the tables say, it stays.
+    assert "nothing to remove" in run(namespace, "sweep")
+    other.kill()
+    other.close()
+    (segment,) = files(namespace)
+    would = run(namespace, "sweep", "--dry-run")
+    assert f"would remove orphan {segment} (" in would
+    assert files(namespace) == [segment]
+    assert f"removed orphan {segment} (" in run(namespace, "sweep")
+    assert files(namespace) == []
+
+
+def test_doctor(namespace):
+    findings = json.loads(run(namespace, "doctor", "--json"))
+    assert [finding["what"] for finding in findings if not finding["good"]] == []
+    assert "ok    memfd_create works" in run(namespace, "doctor")
+
+
+def test_the_command_line_is_checked(namespace):
+    assert "invalid choice" in run(namespace, "publish", code=2)
+    assert "backend" in run(namespace, "put", "t", "m:f", "--backend", "tcp", code=2)
+    assert "namespace 'a/b'" in run("a/b", "ls", code=1)
