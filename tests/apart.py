@@ -187,6 +187,8 @@ class _Fingerprint:
                 return self._tensor(obj), self.of(vars(obj))
             if isinstance(obj, torch.nn.Module):
                 return self.of(vars(obj))
+            if torch.is_storage(obj):
+                return obj.nbytes(), _hash(bytes(memoryview(_bytes_of(obj.untyped()))))
             return repr(obj)
         if hasattr(obj, "__dict__"):
             return self.of(vars(obj))

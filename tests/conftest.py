@@ -29,7 +29,7 @@ def namespace(run_name: str) -> Iterator[str]:
         # The housekeeping thread is about to give the last leases back. A test that failed keeps its models for ever,
         # by its traceback: the bound is for that.
         give_up = time.monotonic() + 20
-        while any(row["state"] == "ready" for row in store.list()) and time.monotonic() < give_up:
+        while any(row["holders"] for row in store.list() if row["state"] == "ready") and time.monotonic() < give_up:
             time.sleep(0.01)
         # What is known not to be shareable is remembered as long as this process is in the table.
         store.leave()

@@ -69,30 +69,23 @@ def test_scikit_learn(fit: Callable[[], Any], other_process: OtherProcess) -> No
     assert seen.attach_growth < MIB
 
 
-@pytest.mark.parametrize("model", ["sentence_transformer", "transformers_pipeline", "t5_with_ties"])
-def test_transformers(model: str) -> None:
+def test_transformers() -> None:
     pytest.importorskip("torch")
     # Afresh, and without TensorFlow: transformers looks for it once per process, and does not get on with Keras 3.
     environment = {**os.environ, "USE_TF": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, __file__, model], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def check(model: Any, use: Callable[[Any], object]) -> None:
+def check(other: OtherProcess, model: Any, use: Callable[[Any], object]) -> None:
     """`use` gives the same here and in a process that attaches, which takes no more memory than a skeleton should."""
     parts = take_apart(model)
-    process = OtherProcess()
-    try:
-        seen = process(parts, use)
-    finally:
-        process.close()
+    seen = other(parts, use)
     assert seen.result == use(model)
     assert seen.attach_growth < 10 * len(parts.skeleton) + 4 * MIB, (seen.attach_growth, len(parts.skeleton))
 
 
-def sentence_transformer() -> None:
+def sentence_transformer(other: OtherProcess) -> None:
     """The real MiniLM encoder, as one object: modules, tokenizer, configuration."""
     from sentence_transformers import SentenceTransformer
 
@@ -106,10 +99,10 @@ def sentence_transformer() -> None:
 
     model = SentenceTransformer(str(minilm()), device="cpu")
     assert take_apart(model).shared_bytes > 80 * MIB
-    check(model, encode)
+    check(other, model, encode)
 
 
-def transformers_pipeline() -> None:
+def transformers_pipeline(other: OtherProcess) -> None:
     import transformers
 
     model = transformers.AutoModel.from_pretrained(minilm())
@@ -121,10 +114,10 @@ def transformers_pipeline() -> None:
         torch.set_num_threads(1)
         return pipe("How do I open a file?")
 
-    check(transformers.pipeline("feature-extraction", model=model, tokenizer=tokenizer, device="cpu"), features)
+    check(other, transformers.pipeline("feature-extraction", model=model, tokenizer=tokenizer, device="cpu"), features)
 
 
-def t5_with_ties() -> None:
+def t5_with_ties(other: OtherProcess) -> None:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -140,7 +133,7 @@ def t5_with_ties() -> None:
 
     parts = take_apart(model)
     assert parts.data_bytes < sum(parameter.nbytes for parameter in model.parameters()) + 64 * len(parts.buffers)
-    check(model, use)
+    check(other, model, use)
 
 
 def minilm() -> Path:
@@ -151,4 +144,7 @@ def minilm() -> Path:
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (sentence_transformer, transformers_pipeline, t5_with_ties)}[sys.argv[1]]()
+    another = OtherProcess()
+    for model in (sentence_transformer, transformers_pipeline, t5_with_ties):
+        model(another)
+    another.close()

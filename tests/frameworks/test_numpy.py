@@ -84,7 +84,7 @@ CASES: dict[str, Callable[[], object]] = {
     "0-d": lambda: [array(), np.array(3.5), np.array(7, ">i4")],
     "empty": lambda: [array(), np.empty((0, 3)), np.empty((2, 0), "M8[s]"), np.empty(3, "V0")],
     "read_only": read_only,
-    "broadcast": lambda: np.broadcast_to(array(), (1000, 4 * MIB // 8)),
+    "broadcast": lambda: np.broadcast_to(array(), (8, 4 * MIB // 8)),
     "big_endian": lambda: array().astype(">f8"),
     "structured": structured,
     "datetime": lambda: array(dtype="i8").view("m8[ns]"),

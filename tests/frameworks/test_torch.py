@@ -55,7 +55,7 @@ def views() -> object:
 
 def flat_parameters() -> object:
     flat = floats(1 << 20)
-    return [nn.Parameter(flat[i * 1000 :].narrow(0, 0, 1000)) for i in range(1000)]
+    return [nn.Parameter(flat[i * 10_000 :].narrow(0, 0, 10_000)) for i in range(100)]
 
 
 def overlapping_storages() -> object:
