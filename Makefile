@@ -55,19 +55,12 @@ demo: build ## semantic search over Python's manual: one copy of a real model un
 	$(BIN)/python examples/semantic_search.py
 
 .PHONY: test test-rust test-python test-beam
-# Beam's suite runs alone: the tests of the Python face look for SDK workers on this machine.
-test: build ## all tests; Rust and Python side by side, each told when it is done, then Beam
-	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-rust test-python
-	$(MAKE) --no-print-directory test-beam
+test: build ## all tests; Python beside Rust and Beam, each told when it is done
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-python test-rust test-beam
 test-rust: ## tests of the core, without Python
 	+cargo test --locked --package onecopy-core
-# Processes in every state, with torch in each: they take as long as all others together.
-LONG := tests/test_fork.py tests/test_lifetime.py tests/test_peak.py
 test-python: build ## tests of the Python face
-	$(BIN)/python -m pytest -m "not beam" $(LONG:%=--ignore=%)
-.PHONY: test-processes
-test-processes: build ## fork, exit, lifetimes and peak memory in real processes; not part of `make test`
-	$(BIN)/python -m pytest $(LONG)
+	$(BIN)/python -m pytest -m "not beam"
 test-beam: build ## real pipelines with several SDK processes
 	$(BIN)/python -m pytest -m beam
 

@@ -48,7 +48,10 @@ def segments(namespace: str) -> list[str]:
 
 
 def freed(namespace: str) -> bool:
-    return not onecopy.Store(namespace).list() and not segments(namespace)
+    """Nothing but what the killed left, which goes by a sweep."""
+    store = onecopy.Store(namespace)
+    store.sweep()
+    return not store.list() and not segments(namespace)
 
 
 # -- Parent, child, grandchild.

@@ -470,7 +470,7 @@ def test_exit_leaves_nothing(namespace, state, tmp_path):
     # Whoever kills himself cannot clean up: for others his claims are void at the first look.
     store = onecopy.Store(namespace)
     if state in ("os._exit", "acquiring in daemons"):
-        store.list()
+        store.sweep()
     assert all(not row.holders and row.publisher is None and row.state == "vacant" for row in store.list())
     assert segments(namespace) == []
 

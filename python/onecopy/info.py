@@ -38,7 +38,7 @@ class StoredModel:
 
     tag: str
     version: str | None
-    #: "loading", "ready" or "unshareable".
+    #: "loading", "ready", "unshareable", or "stale": all who had to do with it are dead, the next use clears it away.
     state: str
     generation: int
     #: Superseded or removed, and still held by somebody.

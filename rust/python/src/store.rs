@@ -181,6 +181,7 @@ fn listed<'py>(py: Python<'py>, row: &Listed) -> PyResult<Bound<'py, PyDict>> {
         State::Loading => "loading",
         State::Ready => "ready",
         State::Unshareable => "unshareable",
+        State::Stale => "stale",
         State::Vacant => "vacant",
     };
     entry.set_item("state", state)?;

@@ -159,6 +159,8 @@ pub enum State {
     Loading,
     Ready,
     Unshareable,
+    /// All who had to do with it are dead: the next use, or a sweep, clears it away.
+    Stale,
     /// No segment; remembers failures or deaths.
     Vacant,
 }

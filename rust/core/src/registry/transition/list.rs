@@ -12,7 +12,7 @@ use crate::layout::registry::{Entry, NONE, Segment, TableId};
 use crate::words::Constructor;
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
-    /// Changes nothing. What only the dead hold is listed without holders.
+    /// Changes nothing. What only the dead hold is listed as stale.
     pub fn list(&mut self) -> Result<Vec<Listed>> {
         let mut all = Vec::new();
         for index in self.all_entries()? {
@@ -67,14 +67,16 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         Ok(match found.state {
             READY | UNSHAREABLE => match self.current(index)? {
                 Some((current, row)) if row.state == WITNESSES => {
-                    Some(Listed { state: State::Unshareable, holders: self.holders(current)?, ..bare })
+                    let holders = self.holders(current)?;
+                    let state = if holders.is_empty() { State::Stale } else { State::Unshareable };
+                    Some(Listed { state, holders, ..bare })
                 }
                 Some((current, row)) => Some(self.content(current, &row, found)?),
                 None => None,
             },
             LOADING => match self.identity(entry::loader(found))? {
                 Some(loader) => Some(Listed { state: State::Loading, publisher: Some(loader), ..bare }),
-                None => Some(Listed { reason: "its loader died".to_owned(), ..bare }),
+                None => Some(Listed { state: State::Stale, reason: "its loader died".to_owned(), ..bare }),
             },
             _ if found.failures != 0 || found.failed_episode != 0 || found.oom_deaths != 0 => Some(bare),
             _ => None,
@@ -82,9 +84,11 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
     }
 
     fn content(&mut self, at: u32, row: &Segment, found: &Entry) -> Result<Listed> {
+        let holders = self.holders(at)?;
+        let stale = holders.is_empty() && row.pinned == 0;
         Ok(Listed {
             key: entry::key(found),
-            state: State::Ready,
+            state: if stale { State::Stale } else { State::Ready },
             generation: row.generation,
             unnamed: false,
             pinned: row.pinned != 0,
@@ -93,8 +97,8 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             constructor: segment::constructor(row),
             publisher: self.identity(segment::owner(row))?,
             since: row.since,
-            holders: self.holders(at)?,
-            reason: String::new(),
+            holders,
+            reason: if stale { "no living process holds it".to_owned() } else { String::new() },
         })
     }
 
