@@ -13,6 +13,7 @@ import settings  # noqa: F401
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def main() -> None:
     parser.add_argument("question", nargs="?", help="answer this question only")
     parser.add_argument("-n", type=int, default=2, metavar="N", help="SDK worker processes (default 2)")
     arguments = parser.parse_args()
+    # As Ctrl-C does: the room is left, and its temporary folder goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     screen = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     with Room(screen, embed) as room:
         save_state_dict(room.weights)

@@ -114,6 +114,11 @@ def attach(namespace: str, tag: str, timeout: float | None = None) -> tuple[floa
     return lease.object.total(), lease.info.generation
 
 
+def attach_version(namespace: str, tag: str, version: str) -> bool:
+    with onecopy.Store(namespace).attach(tag, version=version) as model:
+        return model.total() > 0
+
+
 def total(tag: str) -> float:
     kept = KEPT[tag]
     model = kept.acquire() if isinstance(kept, onecopy.Holder) else kept.object

@@ -188,6 +188,10 @@ class TestOneProcess:
         with pytest.raises(BadNameError, match="255"):
             onecopy.Holder(dict, tag, store=onecopy.Store(namespace)).acquire()
 
+    def test_a_tag_that_is_not_utf8(self, namespace):
+        with pytest.raises(BadNameError, match="UTF-8"):
+            onecopy.Holder(dict, "t5 \udcff", store=onecopy.Store(namespace)).acquire()
+
     @pytest.mark.parametrize("tag", ["/models/t5", "../../etc/passwd", "t5 größe 模型", "x" * 255])
     def test_a_tag_is_never_a_path(self, namespace, log, tag):
         with holder_of(namespace, log, tag) as held:

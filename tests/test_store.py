@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import Other
+from processes import Failed, Other
 from tasks import Model
 
 import onecopy
@@ -90,6 +90,19 @@ def test_remove_unnames_at_once_and_the_object_goes_on(store, namespace):
     with Other() as other, pytest.raises(Exception, match="ModelNotFoundError"):
         other("attach", namespace, "model")
     assert lease.object.total() > 0
+
+
+def test_remove_takes_the_version_that_was_asked_for(store, namespace):
+    """However long: the table has room for the beginning of it."""
+    versions = ["/models/" + "x" * 400 + end for end in "ab"]
+    leases = [store.publish("model", Model(1.0), version=version) for version in versions]
+    assert store.remove("model", version=versions[1]) == 1
+    with Other() as other:
+        assert other("attach_version", namespace, "model", versions[0])
+        with pytest.raises(Failed, match="ModelNotFoundError"):
+            other("attach_version", namespace, "model", versions[1])
+    for lease in leases:
+        lease.release()
 
 
 def test_a_pinned_model_stays_without_holders(store, namespace):

@@ -105,7 +105,7 @@ class Acquisition:
         next_report = REPORT
         try:
             while True:
-                step = store.acquire(key_of(self.key), self.constructor_id, may_load=True, waited=waited)
+                step = store.acquire(_key.of(self.key), self.constructor_id, may_load=True, waited=waited)
                 if isinstance(step, _core.Waiting):
                     waited = step.episode if waited is None else waited
                     left = self._time_left(step)
@@ -326,6 +326,3 @@ def anonymous_bytes() -> int:
                 return int(line.split()[1]) << 10
     return 0
 
-
-def key_of(key: ModelKey) -> tuple[str, str, str]:
-    return key.tag, key.version or "", _key.compatibility()

@@ -7,7 +7,12 @@ import hashlib
 import platform
 from importlib import metadata
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from onecopy.errors import BadNameError
+
+if TYPE_CHECKING:
+    from onecopy.process import ModelKey
 
 #: Of the skeleton's format.
 FORMAT = 1
@@ -23,6 +28,19 @@ def compatibility() -> str:
         except metadata.PackageNotFoundError:
             words.append(f"no {package}")
     return ", ".join(words)
+
+
+def of(key: ModelKey) -> tuple[str, str, str]:
+    """Tag, version and compatibility, as the core has them.
+
+    Raises BadNameError for what is not UTF-8; other limits are the core's to check.
+    """
+    try:
+        f"{key.tag}{key.version}".encode()
+    except UnicodeEncodeError as error:
+        message = f"{key!r}: it cannot be written as UTF-8 ({error.reason})"
+        raise BadNameError(message) from None
+    return key.tag, key.version or "", compatibility()
 
 
 def describe(constructor: Any) -> tuple[str, int]:

@@ -40,7 +40,7 @@ def publish(
     """
     parts = skeleton.take_apart(obj, pickler=pickler or cloudpickle.Pickler)
     publishing = store.announce(
-        (key.tag, key.version or "", _key.compatibility()),
+        _key.of(key),
         constructor,
         skeleton=parts.skeleton,
         buffers=[(buffer.offset, buffer.nbytes) for buffer in parts.buffers],

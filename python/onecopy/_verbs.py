@@ -7,8 +7,8 @@ import os
 import time
 from typing import Any
 
-from onecopy import _core, _publish, process, skeleton
-from onecopy._acquire import SLICE, key_of
+from onecopy import _core, _key, _publish, process, skeleton
+from onecopy._acquire import SLICE
 from onecopy.errors import ModelTimeoutError, UnshareableError
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, ModelKey, Place
@@ -86,7 +86,7 @@ def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
     store = process.core_store(place)
     patience = _core.Patience()
     while True:
-        step = store.acquire(key_of(key), ("", 0), may_load=False)
+        step = store.acquire(_key.of(key), ("", 0), may_load=False)
         if isinstance(step, _core.Attached):
             process.note(step.mapping)
             return step

@@ -42,6 +42,8 @@ _LARGE = 1 << 10
 # Version, then the lengths of the table, the pickle that names what `__main__` has, and the pickle that contains it.
 _HEADER = struct.Struct("<4sIQQQ")
 _MAGIC = b"1CSK"
+#: What is shared is (model, what came with it): the user knows the model.
+_MODEL = "[0]"
 _VERSION = 1
 
 
@@ -58,8 +60,8 @@ def take_apart(obj: object, *, pickler: type = cloudpickle.Pickler, least_shared
     shared_bytes = sum(buffer.nbytes for buffer in buffers if buffer.nbytes >= _LARGE)
     if shared_bytes < least_shared:
         raise Unshareable(
-            f"{shared_bytes} bytes in tensors and arrays of 1 KiB and more, less than {least_shared}: "
-            "not worth a segment",
+            f"{shared_bytes / 1024:.0f} KiB in tensors and arrays of 1 KiB and more, less than "
+            f"{least_shared / 1024:.0f} KiB: not worth a segment",
             silent=True,
         )
     return Parts(skeleton, buffers, data_bytes, shared_bytes)
@@ -197,12 +199,12 @@ def _dump(obj: object, pickler: type, takers: dict[str, frameworks.Taker], names
     try:
         taking.dump(obj)
     except (Unshareable, MemoryError) as error:
-        place = blame.path(obj, taking.last)
+        place = blame.path(obj, taking.last, _MODEL)
         if place and isinstance(error, Unshareable):
             raise Unshareable(f"{error.reason} (at {place})") from error
         raise
     except Exception as error:
-        place = blame.path(obj, taking.last)
+        place = blame.path(obj, taking.last, _MODEL)
         where = f" (at {place})" if place else ""
         raise Unshareable(f"it cannot be pickled: {type(error).__name__}: {error}{where}") from error
     return file.getvalue()

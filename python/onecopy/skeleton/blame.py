@@ -9,14 +9,17 @@ from typing import Any
 _LIMIT = 100_000  # objects looked at: an error message is not worth a minute
 
 
-def path(root: object, culprit: object) -> str | None:
-    """The shortest path of attributes, keys and indices from `root` to `culprit`, such as ``.encoder.lock``."""
+def path(root: object, culprit: object, prefix: str = "") -> str | None:
+    """The shortest path of attributes, keys and indices from `root` to `culprit`, such as ``.encoder.lock``.
+
+    `prefix`: what of it says nothing to the user, where it begins with that.
+    """
     seen = {id(root)}
     waiting: deque[tuple[object, str]] = deque([(root, "")])
     while waiting and len(seen) < _LIMIT:
         obj, place = waiting.popleft()
         if obj is culprit:
-            return place or None
+            return place.removeprefix(prefix) or None
         with suppress(Exception):  # an object of somebody else that dislikes to be looked at
             for child, step in _children(obj):
                 if id(child) not in seen:

@@ -7,9 +7,8 @@ use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, lease, process, segment};
 use crate::Result;
 use crate::layout::registry::rows::{FILLING, FREE, LOADING, READY, UNSHAREABLE, VACANT, WITNESSES};
-use crate::layout::registry::text::Text;
 use crate::layout::registry::{Entry, NONE, Segment, TableId};
-use crate::words::Constructor;
+use crate::words::{Constructor, Key};
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
     /// Changes nothing. What only the dead hold is listed as stale.
@@ -127,8 +126,10 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         let mut removed = 0;
         for index in self.all_entries()? {
             let found = self.entry(index)?;
-            let meant = found.tag.to_text() == tag && version.is_none_or(|version| Text::new(version) == found.version);
-            if !meant {
+            // A row has room for the beginning of a long version; its hash is of all of it.
+            let asked = |version: &str| Key { version: version.to_owned(), ..entry::key(&found) };
+            let meant = version.is_none_or(|version| entry::key_hash(&asked(version)) == found.hash);
+            if found.tag.to_text() != tag || !meant {
                 continue;
             }
             removed += u32::from(found.state != VACANT);
