@@ -44,7 +44,6 @@ enum Step {
     Remove { key: usize },
     Restore { from: usize },
     Sweep,
-    Tidy(u32),
     Wait(bool),
 }
 
@@ -66,7 +65,6 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         1 => key.prop_map(|key| Step::Remove { key }),
         1 => (0..PROCESSES).prop_map(|from| Step::Restore { from }),
         1 => Just(Step::Sweep),
-        3 => any::<u32>().prop_map(Step::Tidy),
         1 => any::<bool>().prop_map(Step::Wait),
     ];
     prop::collection::vec((0..PROCESSES, step), 1..120)
@@ -230,9 +228,6 @@ impl World {
             }
             Step::Sweep => {
                 self.transact(|transition| transition.sweep());
-            }
-            Step::Tidy(cursor) => {
-                self.transact(|transition| transition.tidy(cursor));
             }
             Step::Wait(long) => self.now += if long { MEMORY } else { 1 },
         }

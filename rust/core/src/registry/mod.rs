@@ -85,8 +85,6 @@ pub fn check_namespace(namespace: &str) -> Result<()> {
 struct Inner {
     lock: Option<Kept>,
     member: Option<Member>,
-    /// Whom `tidy` looks at next. Not in the file: a transaction that changes nothing writes nothing.
-    cursor: u32,
 }
 
 impl Registry {
@@ -114,7 +112,7 @@ impl Registry {
             holdings,
             restored,
             door: Door::default(),
-            inner: Mutex::new(Inner { cursor: std::process::id(), ..Inner::default() }),
+            inner: Mutex::default(),
             page: Mutex::new(None),
         })
     }
@@ -132,7 +130,6 @@ impl Registry {
             let me = self.join(inner, file, id, &mut head, &mut oracle, &mut after)?;
             let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
             let answer = work(&mut session)?;
-            inner.cursor = session.tidy(inner.cursor)?;
             self.commit(file, &mut head, session.table(), &mut after)?;
             Ok(answer)
         });

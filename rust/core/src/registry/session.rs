@@ -175,10 +175,6 @@ impl<'s> Session<'s> {
         check::check(&mut self.table)
     }
 
-    pub(super) fn tidy(&mut self, cursor: u32) -> Result<u32> {
-        self.verb(|transition| transition.tidy(cursor))
-    }
-
     pub(super) fn leave(&mut self) -> Result<()> {
         let me = self.me;
         self.verb(|transition| transition.leave(me))

@@ -44,6 +44,8 @@ enum Task {
     /// A loader that was let go of; if its entry knows the end already, this says nothing new.
     GiveUp(Arc<Store>, Ticket),
     Release(Arc<Store>, LeaseId),
+    /// A row that was reserved in vain.
+    Discard(Arc<Store>, u32),
     /// Others may have died.
     Sweep(Arc<Store>),
 }
@@ -143,6 +145,11 @@ impl Process {
         self.push(Task::Collapse(store, uuid, 0));
     }
 
+    pub(super) fn discard_later(&'static self, store: Arc<Store>, row: u32) {
+        self.push(Task::Discard(store, row));
+        self.keep_house();
+    }
+
     pub(super) fn release_later(&self, place: &Place, lease: LeaseId) {
         let store = self.stores().get(place).cloned();
         if let Some(store) = store {
@@ -210,6 +217,11 @@ impl Process {
                 Task::Release(store, lease) => {
                     if store.try_release(lease).is_err() {
                         again.push(Task::Release(store, lease));
+                    }
+                }
+                Task::Discard(store, row) => {
+                    if store.try_discard(row).is_err() {
+                        again.push(Task::Discard(store, row));
                     }
                 }
                 Task::Collapse(store, uuid, from) => {

@@ -215,9 +215,15 @@ impl Store {
         }
     }
 
-    fn discard(&self, row: u32) {
-        // Where the registry is stuck the row stays FILLING until we are dead, and is swept then.
-        let _ = self.registry.transact(|session| session.discard(row));
+    /// Where the registry does not answer now, the housekeeping thread tries again.
+    fn discard(self: &Arc<Self>, row: u32) {
+        if self.try_discard(row).is_err() {
+            process::current().discard_later(self.clone(), row);
+        }
+    }
+
+    pub(super) fn try_discard(&self, row: u32) -> Result<()> {
+        self.registry.transact(|session| session.discard(row))
     }
 }
 

@@ -29,7 +29,6 @@ use crate::words::Identity;
 use crate::{Error, Result};
 
 pub use entry::{bucket_of, key_hash};
-pub use process::BYSTANDERS;
 pub use sweep::{SweepReport, Swept};
 
 /// What a failure, an OOM death or an abandoned load is remembered for, in nanoseconds.

@@ -1,4 +1,4 @@
-//! Process rows: join, leave, and a look at some rows in turn.
+//! Process rows: join, leave, and who is there.
 
 use super::super::request::ProcessId;
 use super::super::table::{Oracle, Table};
@@ -8,9 +8,6 @@ use crate::layout::registry::rows::{FREE, HELD, LIVE, LOADING};
 use crate::layout::registry::text::Text;
 use crate::layout::registry::{Lease, Process};
 use crate::words::Identity;
-
-/// Rows of each kind that a transaction looks at beside its own work, so that what the dead left does not pile up.
-pub const BYSTANDERS: u32 = 1;
 
 pub(super) fn identity(row: &Process) -> Identity {
     Identity { pid: row.pid, pid_namespace: row.pid_namespace, start_time: row.start_time, name: row.name.to_text() }
@@ -78,28 +75,6 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
     /// The slot may be used again; its generation tells the old claims from new ones.
     pub(super) fn bury(&mut self, slot: u32) -> Result<()> {
         self.table.edit(slot, |row: &mut Process| row.state = FREE)
-    }
-
-    /// Looks at `BYSTANDERS` processes and leases from `cursor` on, and clears away what is dead. Returns where to
-    /// go on.
-    pub fn tidy(&mut self, cursor: u32) -> Result<u32> {
-        let heads = self.table.heads();
-        for step in 0..BYSTANDERS.min(heads.processes) {
-            let slot = cursor.wrapping_add(step) % heads.processes;
-            let row: Process = self.table.get(slot)?;
-            if row.state == LIVE && !self.oracle.holds(slot)? {
-                self.bury(slot)?;
-            }
-        }
-        for step in 0..BYSTANDERS.min(heads.leases.high) {
-            let row = cursor.wrapping_add(step) % heads.leases.high;
-            let lease: Lease = self.table.get(row)?;
-            if lease.state == HELD && !self.alive(lease::owner(&lease))? {
-                self.drop_lease(row)?;
-                self.settle_segment(lease.segment)?;
-            }
-        }
-        Ok(cursor.wrapping_add(BYSTANDERS))
     }
 
     /// Everybody who is alive, the caller included.

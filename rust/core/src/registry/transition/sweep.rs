@@ -1,5 +1,6 @@
 //! sweep: everything that only the dead hold goes.
 
+use super::super::request::ProcessId;
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, lease, process, segment};
 use crate::Result;
@@ -56,11 +57,26 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
     fn sweep_processes(&mut self, report: &mut SweepReport) -> Result<()> {
         let high = self.table.heads().processes;
         self.table.ahead::<Process>(0, high)?;
+        let mut buried = Vec::new();
         for slot in 0..high {
             let row: Process = self.table.get(slot)?;
             if row.state == LIVE && !self.oracle.holds(slot)? {
                 report.processes.push(process::identity(&row));
+                buried.push(ProcessId { slot, generation: row.generation });
                 self.bury(slot)?;
+            }
+        }
+        if buried.is_empty() { Ok(()) } else { self.note_loaders(&buried) }
+    }
+
+    /// What the next `acquire` is to know of a loader that died (that it was killed for lack of memory, perhaps) is
+    /// remembered from now on, not from when it began to load.
+    fn note_loaders(&mut self, dead: &[ProcessId]) -> Result<()> {
+        let now = self.now;
+        for index in self.all_entries()? {
+            let found = self.entry(index)?;
+            if found.state == LOADING && dead.contains(&entry::loader(&found)) {
+                self.table.edit(index, |entry: &mut Entry| entry.since = now)?;
             }
         }
         Ok(())
