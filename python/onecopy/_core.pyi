@@ -92,8 +92,6 @@ class Mapping:
         """Something that keeps the mapping until it is dropped, and `linger` seconds longer (None: until the process exits)."""
     def prefault(self) -> None:
         """Maps the pages ahead of use, in a thread of its own."""
-    def adopt(self) -> bool:
-        """In a forked child: takes a lease of its own. False where there is nothing to take."""
     if sys.version_info >= (3, 12):  # before, the buffer protocol is not visible from Python
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -173,6 +171,9 @@ class Publishing:
         """READY: the generation; None where the tag was replaced meanwhile."""
     def close(self) -> None:
         """Lets go of what filling needed. Call it when done; dropping the object without it does the same."""
+
+def adopt(mappings: list[Mapping]) -> None:
+    """In a forked child, before anything else: takes leases of its own for what it inherited."""
 
 def forget_parent() -> None:
     """In a forked child that has adopted its mappings: lets go of what its parent's threads kept."""

@@ -239,10 +239,9 @@ def _in_child() -> None:
     native = sys.modules.get("onecopy._core")
     if native is None:
         return
-    for mapping in list(_mappings):
-        # A child without a lease works; only a later acquire would load again.
-        with suppress(Exception):
-            mapping.adopt()
+    # A child without a lease works; only a later acquire would load again.
+    with suppress(Exception):
+        native.adopt(list(_mappings))
     native.forget_parent()
 
 

@@ -11,7 +11,6 @@ mod publish;
 mod view;
 
 use std::collections::HashSet;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +22,7 @@ pub use process::{Process, current};
 pub use publish::{Announced, Outcome, Publishing};
 pub use view::{Place, View};
 
-use crate::layout::registry::{segment_name, segment_prefix};
+use crate::layout::registry::{hex, segment_name, segment_prefix, uuid_of};
 use crate::registry::request::{Ended, Holding, LeaseId, Listed, Ticket};
 use crate::registry::{self, Registry, SweepReport};
 use crate::segment::reader;
@@ -75,10 +74,11 @@ impl Store {
         let directory = Arc::new(Directory::open(directory)?);
         let holdings = Holdings::default();
         let (all, restored) = (holdings.clone(), holdings.clone());
+        let (names, prefix) = (directory.clone(), segment_prefix(rustix::process::geteuid().as_raw(), namespace));
         let registry = Registry::open(
             directory.clone(),
             namespace,
-            Box::new(move || all.all()),
+            Box::new(move || all.all(|facts| facts.backend == Backend::Memfd || leads_to(&names, &prefix, facts))),
             Box::new(move |uuid, lease| restored.restored(uuid, lease)),
         )?;
         let store =
@@ -107,6 +107,7 @@ impl Store {
     }
 
     pub fn list(&self) -> Result<Vec<Listed>> {
+        process::current().catch_up();
         Ok(self.registry.visit(false, |session| session.list())?.unwrap_or_default())
     }
 
@@ -115,34 +116,41 @@ impl Store {
     pub fn sweep(&self, dry_run: bool) -> Result<Swept> {
         let prefix = segment_prefix(self.registry.uid(), &self.place.namespace);
         let found = object::list_named(&self.directory, &prefix)?;
-        let orphans = |known: &HashSet<[u8; 16]>| {
-            found
-                .iter()
-                .filter(|name| !known.iter().any(|uuid| self.segment_name(uuid) == **name))
-                .filter_map(|name| {
-                    object::remove_unused(&self.directory, name, dry_run).map(|bytes| (name.clone(), bytes))
-                })
-                .collect()
+        // Their memory goes when they are closed, after the lock.
+        let mut freed = Vec::new();
+        let mut orphans = |known: &HashSet<[u8; 16]>| -> Vec<(String, u64)> {
+            let unknown = found.iter().filter(|name| uuid_of(name).is_some_and(|uuid| !known.contains(&uuid)));
+            let removed = unknown.filter_map(|name| {
+                let (bytes, fd) = object::remove_unused(&self.directory, name, dry_run)?;
+                freed.push(fd);
+                Some((name.clone(), bytes))
+            });
+            removed.collect()
         };
         let swept = self.registry.visit(!dry_run, |session| {
-            let report = session.sweep(dry_run)?;
             // Looked at after the directory: a segment's row is older than its name. Under the lock nobody opens by name.
-            let orphans = orphans(&session.segments()?);
-            Ok(Swept { report, orphans })
+            let known = session.segments()?;
+            Ok(Swept { report: session.sweep(dry_run)?, orphans: orphans(&known) })
         })?;
-        Ok(swept.unwrap_or_else(|| Swept { report: SweepReport::default(), orphans: orphans(&HashSet::new()) }))
+        let swept = match swept {
+            Some(swept) => swept,
+            None => Swept { report: SweepReport::default(), orphans: orphans(&HashSet::new()) },
+        };
+        drop(freed);
+        Ok(swept)
     }
 
-    /// What dead processes left goes, if nobody has looked in this half second; false where somebody has.
-    fn sweep_if_due(&self) -> Result<bool> {
-        let swept = self.registry.visit(true, |session| {
-            let due = session.sweep_is_due();
+    /// What dead processes left goes, unless somebody has swept in this half second, or since `before`. `Some`: when somebody
+    /// did, perhaps before the death that is to be found; to be asked again with it.
+    fn sweep_after(&self, before: Option<u32>) -> Result<Option<u32>> {
+        let looked = self.registry.visit(true, |session| {
+            let (swept, due) = session.last_sweep();
             if due {
                 session.sweep(false)?;
             }
-            Ok(due)
+            Ok((!due && before.is_none_or(|before| before == swept)).then_some(swept))
         })?;
-        Ok(swept.unwrap_or(true))
+        Ok(looked.flatten())
     }
 
     /// Removes the registry's file if nobody uses it; false if somebody does.
@@ -157,6 +165,16 @@ impl Store {
     /// Clean exit: drops our leases and our place in the table. What is mapped stays usable until the process is gone.
     pub fn leave(&self) {
         self.registry.leave();
+        self.let_go();
+    }
+
+    /// The process exits: as `leave`, and no thread comes back.
+    pub fn close(&self) {
+        self.registry.close();
+        self.let_go();
+    }
+
+    fn let_go(&self) {
         let held = std::mem::take(&mut *self.holdings.lock());
         drop(held);
     }
@@ -172,34 +190,50 @@ impl Store {
         reader::verify(&fd, &facts, &self.shown(&facts))
     }
 
-    /// In a forked child: takes a lease of its own for a view that came along, else the parent's end would free the tag
-    /// and a second copy would be loaded. False where there is nothing to take.
-    pub fn adopt(view: &Arc<View>) -> Result<bool> {
-        let Some(inherited) = view.inherited() else { return Ok(false) };
-        let store = Self::open(&view.place().directory, &view.place().namespace)?;
-        if view.counted_here() {
-            return Ok(true);
+    /// In a forked child, before it does anything else: takes leases of its own for the views that came along, else the
+    /// parent's end would free the tags, and second copies would be loaded.
+    pub fn adopt(views: &[Arc<View>]) -> Result<()> {
+        let mut stores: Vec<Arc<Self>> = Vec::new();
+        for view in views.iter().filter(|view| !view.counted_here()) {
+            let Some(inherited) = view.inherited() else { continue };
+            let store = Self::open(&view.place().directory, &view.place().namespace)?;
+            if store.hold_inherited(view, inherited) && !stores.iter().any(|known| Arc::ptr_eq(known, &store)) {
+                stores.push(store);
+            }
         }
-        if let Some(held) = store.holdings.lock().get_mut(&view.uuid()) {
+        stores.iter().try_for_each(|store| store.lease_inherited())
+    }
+
+    /// False where its descriptor did not come along.
+    fn hold_inherited(&self, view: &Arc<View>, inherited: &Holding) -> bool {
+        let mut holdings = self.holdings.lock();
+        if let Some(held) = holdings.get_mut(&view.uuid()) {
             held.views += 1;
-            view.count_here();
-            return Ok(true);
+        } else {
+            let Some(fd) = view.inherited_fd() else { return false };
+            let held = Held {
+                fd: Arc::new(SegmentFd::new(fd, object_id(&inherited.content.facts))),
+                key: inherited.key.clone(),
+                published: Some((inherited.content.clone(), LeaseId::NONE)),
+                views: 1,
+                // For what is built from now on there will be a new one: this one may show what the parent wrote in place.
+                view: std::sync::Weak::new(),
+            };
+            holdings.insert(view.uuid(), held);
         }
-        let Some(fd) = view.inherited_fd() else { return Ok(false) };
-        let holding = Holding { fd: fd.as_raw_fd(), ..inherited.clone() };
-        let lease = store.registry.transact(|session| session.restore(&holding))?;
-        let held = Held {
-            fd: Arc::new(SegmentFd::new(fd, object_id(&holding.content.facts))),
-            key: holding.key,
-            published: Some((holding.content, lease)),
-            views: 1,
-            // For what is built from now on there will be a new one: this one may show what the parent wrote in place.
-            view: std::sync::Weak::new(),
-        };
-        store.holdings.lock().insert(view.uuid(), held);
         view.count_here();
+        true
+    }
+
+    /// All at once, as this process enters the table: entering sweeps, and the parent may be dead already.
+    fn lease_inherited(&self) -> Result<()> {
         process::current().keep_house();
-        Ok(true)
+        self.registry.transact(|_| Ok(()))?;
+        for holding in self.holdings.without_lease() {
+            let lease = self.registry.transact(|session| session.restore(&holding))?;
+            self.holdings.restored(holding.content.facts.uuid, lease);
+        }
+        Ok(())
     }
 
     /// Where the registry does not answer now, the housekeeping thread tries again.
@@ -259,6 +293,11 @@ impl Store {
             Backend::Memfd => format!("memfd {}:{} (registry {})", facts.device, facts.inode, self.registry.path()),
         }
     }
+}
+
+/// A named segment whose name is there.
+fn leads_to(directory: &Directory, prefix: &str, facts: &SegmentFacts) -> bool {
+    object::open_named(directory, &(prefix.to_owned() + &hex(&facts.uuid)), object_id(facts)).is_ok()
 }
 
 fn object_id(facts: &SegmentFacts) -> ObjectId {

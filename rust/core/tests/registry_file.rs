@@ -184,11 +184,19 @@ fn what_is_held_comes_along_into_a_new_file() {
     let room = Room::new();
     let facts = facts(random_uuid(), Backend::Memfd);
     let content = Content { generation: 3, ..content(facts) };
-    let holding = Holding { key: key("t"), content, fd: 7 };
+    let holding = Holding { key: key("t"), content, fd: 7, named: true };
     let [one, two] = [(); 2].map(|()| Actor::holding(&room.path, vec![holding.clone()]));
     let three = Actor::new(&room.path);
     assert_eq!(one.check().leases, 1);
     assert_eq!(two.check().leases, 2);
+    // Into an empty one with the name.
+    fs::remove_file(room.registry()).unwrap();
+    assert_eq!(two.check().leases, 1);
+    assert!(
+        matches!(three.acquire("t"), Acquired::Attach { content: Content { generation: 3, facts: known, .. }, .. } if known == facts)
+    );
+    assert_eq!(one.check().leases, 2);
+
     fs::remove_file(room.registry()).unwrap();
     // A newcomer finds nothing and loads; who comes back later keeps its lease, without the name.
     let ticket = three.load("t");
@@ -198,19 +206,31 @@ fn what_is_held_comes_along_into_a_new_file() {
     three.transact(|session| session.end_loading(ticket, Ended::GaveUp, None));
     assert_eq!(two.check().leases, 2);
 
-    // Into an empty one with the name.
-    fs::remove_file(room.registry()).unwrap();
-    assert_eq!(two.check().leases, 1);
-    assert!(
-        matches!(three.acquire("t"), Acquired::Attach { content: Content { generation: 3, facts: known, .. }, .. } if known == facts)
-    );
-    assert_eq!(one.check().leases, 2);
-
     // Emptied under everybody, not removed.
     File::options().write(true).open(room.registry()).unwrap().set_len(0).unwrap();
     assert_eq!(two.check().leases, 1);
     assert_eq!(one.check().leases, 2);
     assert_eq!(three.check().processes, 3);
+}
+
+/// Neither `remove` nor `pin` is forgotten with the file: what is held says how the old one knew it.
+#[test]
+fn a_name_that_was_taken_away_does_not_come_back_with_a_new_file() {
+    let room = Room::new();
+    let [removed, pinned] =
+        [false, true].map(|pinned| Content { pinned, ..content(facts(random_uuid(), Backend::Memfd)) });
+    let holdings = [("removed", &removed), ("pinned", &pinned)].map(|(tag, content)| Holding {
+        key: key(tag),
+        content: content.clone(),
+        fd: 7,
+        named: true,
+    });
+    let actor = Actor::holding(&room.path, holdings.to_vec());
+    actor.transact(|session| session.remove("removed", None));
+    fs::remove_file(room.registry()).unwrap();
+    let listed = actor.transact(|session| session.list());
+    let known: Vec<_> = listed.iter().map(|row| (&*row.key.tag, row.unnamed, row.pinned)).collect();
+    assert_eq!(known, [("removed", true, false), ("pinned", false, true)]);
 }
 
 /// Whoever comes back first: the content published last has the name, and is as pinned as it was.
@@ -225,7 +245,10 @@ fn the_newer_of_two_generations_keeps_the_name() {
     for order in [[&old, &new], [&new, &old]] {
         let room = Room::new();
         let actors = order.map(|content| {
-            let actor = Actor::holding(&room.path, vec![Holding { key: key("t"), content: content.clone(), fd: 7 }]);
+            let actor = Actor::holding(
+                &room.path,
+                vec![Holding { key: key("t"), content: content.clone(), fd: 7, named: true }],
+            );
             actor.check();
             actor
         });

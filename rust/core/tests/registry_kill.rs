@@ -333,7 +333,7 @@ fn join(room: &Path) -> Box<dyn FnOnce()> {
 fn own_holding(room: &Path) -> Holding {
     let facts = facts([9; 16], Backend::Posix);
     Actor::new(room).make(&facts);
-    Holding { key: key("t"), content: content(facts), fd: -1 }
+    Holding { key: key("t"), content: content(facts), fd: -1, named: true }
 }
 
 fn join_with_holdings(room: &Path) -> Box<dyn FnOnce()> {
@@ -354,7 +354,7 @@ fn room_object(room: &Path) -> PathBuf {
 
 fn restore(room: &Path) -> Box<dyn FnOnce()> {
     let facts = facts([9; 16], Backend::Memfd);
-    let holding = Holding { key: key("t"), content: content(facts), fd: 7 };
+    let holding = Holding { key: key("t"), content: content(facts), fd: 7, named: true };
     with(room, move |actor| see(actor.transact(|session| session.restore(&holding))))
 }
 

@@ -221,7 +221,7 @@ impl World {
             Step::Restore { from } => {
                 // As a forked child does with what its parent has open.
                 let Some(&(number, facts, _)) = self.processes[from].leases.last() else { return };
-                let holding = Holding { key: key(number), content: content(facts), fd: 7 };
+                let holding = Holding { key: key(number), content: content(facts), fd: 7, named: true };
                 if let Some(lease) = self.transact(|transition| transition.restore(me, &holding)) {
                     self.processes[process].leases.push((number, facts, lease));
                 }
@@ -410,7 +410,7 @@ fn request(
     oom_kills: u64,
     may_load: bool,
 ) -> AcquireRequest {
-    AcquireRequest { me, key: key(number), constructor: constructor(), now, oom_kills, waited, may_load }
+    AcquireRequest { me, key: key(number), constructor: constructor(), now, oom_kills, waited, may_load, skip: 0 }
 }
 
 proptest! {

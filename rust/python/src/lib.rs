@@ -34,6 +34,13 @@ mod _core {
         Ok(())
     }
 
+    /// In a forked child, before anything else: takes leases of its own for what it inherited.
+    #[pyfunction]
+    fn adopt(py: Python<'_>, mappings: Vec<Bound<'_, Mapping>>) -> PyResult<()> {
+        let views: Vec<_> = mappings.iter().map(|mapping| mapping.get().view.clone()).collect();
+        super::errors::detached(py, || onecopy_core::store::Store::adopt(&views))
+    }
+
     /// In a forked child that has adopted its mappings: lets go of what its parent's threads kept.
     #[pyfunction]
     fn forget_parent(py: Python<'_>) {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use onecopy_core::store::{self, Store, View};
+use onecopy_core::store::{self, View};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use crate::{buffer, errors};
+use crate::buffer;
 
 /// A private, writable view of one segment; arrays over it keep it alive, and with it the lease.
 #[pyclass(frozen, weakref, module = "onecopy._core")]
@@ -45,11 +45,6 @@ impl Mapping {
     fn prefault(&self) {
         // Without a thread the pages are mapped when they are touched.
         let _ = std::thread::Builder::new().name("onecopy-prefault".into()).spawn(self.view.prefault());
-    }
-
-    /// In a forked child: takes a lease of its own. False where there is nothing to take.
-    fn adopt(&self, py: Python<'_>) -> PyResult<bool> {
-        errors::detached(py, || Store::adopt(&self.view))
     }
 
     #[allow(unsafe_code)]

@@ -169,8 +169,21 @@ pub fn file_name(uid: u32, namespace: &str) -> String {
 
 /// A named segment (backend posix) of that registry.
 pub fn segment_name(uid: u32, namespace: &str, uuid: &[u8; 16]) -> String {
-    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    segment_prefix(uid, namespace) + &hex
+    segment_prefix(uid, namespace) + &hex(uuid)
+}
+
+pub fn hex(uuid: &[u8; 16]) -> String {
+    uuid.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The uuid that a segment's name ends with.
+pub fn uuid_of(name: &str) -> Option<[u8; 16]> {
+    let digits = name.get(name.len().checked_sub(32)?..)?;
+    let mut uuid = [0; 16];
+    for (byte, at) in uuid.iter_mut().zip((0..32).step_by(2)) {
+        *byte = u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(uuid)
 }
 
 /// What the names of all its segments begin with; no other namespace's names do, followed by 32 digits.

@@ -46,7 +46,7 @@ impl Member {
         Ok(ours)
     }
 
-    /// Enters this process and what it holds, and sweeps. The caller commits; the leases are for those who hold.
+    /// Enters this process and what it holds. The caller commits, then sweeps; the leases are for those who hold.
     pub fn join(
         home: &Home<'_>,
         holdings: &[Holding],
@@ -84,7 +84,7 @@ impl Member {
         };
         let me = transition.join(slot, &process::identity())?;
         transition.oracle.know(slot, true);
-        // Before the sweep: where we come back, our old leases are a dead process's, and what they hold would go.
+        // Before anybody sweeps: where we come back, our old leases are a dead process's, and what they hold would go.
         let mut leases = Vec::new();
         for holding in holdings {
             match transition.restore(me, holding) {
@@ -93,7 +93,6 @@ impl Member {
                 Err(error) => return Err(error),
             }
         }
-        transition.sweep()?;
         Ok((Self { table: uuid, me, life }, leases))
     }
 }

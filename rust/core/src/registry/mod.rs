@@ -20,15 +20,16 @@ pub mod table;
 pub mod transition;
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, unlinkat};
 
-use crate::layout::registry::{NAMESPACE_MAX, NONE, PAGE, file_name, namespace_fits};
+use crate::layout::registry::{LOCK, NAMESPACE_MAX, NONE, PAGE, file_name, namespace_fits};
 use crate::sys::directory::Directory;
 use crate::sys::futex::FutexPage;
-use crate::sys::lock::{FileId, Kept};
+use crate::sys::lock::{self, FileId, Kept};
 use crate::{Error, Result};
 
 use commit::{Aftermath, Names};
@@ -42,6 +43,7 @@ use table::Table;
 
 pub use check::Census;
 pub use session::Session;
+use transition::Transition;
 pub use transition::{SweepReport, Swept};
 
 /// Stands for a visitor: a row that no table has.
@@ -65,6 +67,8 @@ pub struct Registry {
     door: Door,
     /// Our own threads do not see each other's file lock; this one keeps them apart.
     inner: Mutex<Inner>,
+    /// The process is going: no thread that is still at work enters the table again.
+    closed: AtomicBool,
     /// Apart from `inner`: a waiter must not wait for a transaction.
     page: Mutex<Option<(FileId, Arc<FutexPage>)>>,
 }
@@ -84,6 +88,8 @@ pub fn check_namespace(namespace: &str) -> Result<()> {
 #[derive(Debug, Default)]
 struct Inner {
     lock: Option<Kept>,
+    /// The file that had the name before, as it was when somebody removed it.
+    before: Option<Kept>,
     member: Option<Member>,
 }
 
@@ -113,6 +119,7 @@ impl Registry {
             restored,
             door: Door::default(),
             inner: Mutex::default(),
+            closed: AtomicBool::new(false),
             page: Mutex::new(None),
         })
     }
@@ -146,9 +153,14 @@ impl Registry {
         }
         let mut inner = self.enter()?;
         let mut after = Aftermath::default();
-        let done = self.locked(&mut inner, |_, file, _, mut head| {
-            let oracle = LifeLocks::new(file, &self.place);
-            let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, NOBODY);
+        let done = self.locked(&mut inner, |inner, file, id, mut head| {
+            let mut oracle = LifeLocks::new(file, &self.place);
+            // Whoever is in the table, or was, comes back first: else he would sweep away what he has.
+            let me = match &inner.member {
+                Some(_) if keep => self.join(inner, file, id, &mut head, &mut oracle, &mut after)?,
+                _ => NOBODY,
+            };
+            let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
             let answer = work(&mut session)?;
             if keep {
                 self.commit(file, &mut head, session.table(), &mut after)?;
@@ -180,6 +192,12 @@ impl Registry {
 
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// As `leave`, for good.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.leave();
     }
 
     /// Takes this process out of the table. Where that fails it is swept away once it is dead.
@@ -268,14 +286,17 @@ impl Registry {
                     .map_err(|error| file::explain(&self.directory, &self.name, error))?,
             };
             let Some(fd) = kept.fd() else { continue };
-            let done = match self.door.enter(fd, kept.id(), &self.directory, &self.name) {
-                Ok(Some(_locked)) => file::read_head(fd, &self.place).and_then(|head| {
-                    self.map_page(kept.id());
-                    work(inner, fd, kept.id(), head)
-                }),
-                Ok(None) => continue,
-                Err(error) => Err(error),
-            };
+            let entered = self.door.enter(fd, kept.id(), &self.directory, &self.name);
+            if matches!(entered, Ok(None)) {
+                drop(entered);
+                inner.before = Some(kept);
+                continue;
+            }
+            let done = entered.and_then(|_locked| {
+                let head = file::read_head(fd, &self.place)?;
+                self.map_page(kept.id());
+                work(inner, fd, kept.id(), head)
+            });
             inner.lock = Some(kept);
             return done;
         }
@@ -299,15 +320,59 @@ impl Registry {
             return Ok(member.me);
         }
         inner.member = None;
-        let holdings = (self.holdings)();
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::Refused(format!("{}: this process is about to exit", self.place)));
+        }
+        let mut holdings = (self.holdings)();
+        if let Some(before) = inner.before.take() {
+            // Best effort: where it cannot be read, what we hold keeps the name that it had once.
+            let _ = self.recall(&before, &mut holdings);
+        }
         let home = Home { directory: &self.directory, name: &self.name, id, uuid: head.uuid };
         let (member, leases) = Member::join(&home, &holdings, &mut table, oracle)?;
         self.commit(file, head, &mut table, after)?;
-        commit::trim(file);
         let me = member.me;
         inner.member = Some(member);
         leases.into_iter().for_each(|(uuid, lease)| (self.restored)(uuid, lease));
-        Ok(me)
+        // In a commit of its own: it may need more room than there is, and to enter needs next to none.
+        match self.sweep(file, head, oracle, after) {
+            Ok(()) | Err(Error::NoRoom { .. }) => Ok(me),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn sweep(
+        &self,
+        file: BorrowedFd<'_>,
+        head: &mut Head,
+        oracle: &mut LifeLocks<'_>,
+        after: &mut Aftermath,
+    ) -> Result<()> {
+        let mut table = FileTable::new(file, &self.place, head.heads);
+        Transition { table: &mut table, oracle, now: session::now() }.sweep()?;
+        self.commit(file, head, &mut table, after)?;
+        commit::trim(file);
+        Ok(())
+    }
+
+    /// What the file that was removed said of our holdings: one may have lost its name in it, by `remove` or to a successor.
+    fn recall(&self, before: &Kept, holdings: &mut [Holding]) -> Result<()> {
+        let Some(file) = before.fd() else { return Ok(()) };
+        if !lock::try_lock(file, LOCK).map_err(|error| Error::os("lock", &self.place, error))? {
+            return Ok(());
+        }
+        let _locked = door::Locked { file };
+        let head = file::read_head(file, &self.place)?;
+        let mut table = FileTable::new(file, &self.place, head.heads);
+        let mut oracle = LifeLocks::new(file, &self.place);
+        let mut transition = Transition { table: &mut table, oracle: &mut oracle, now: 0 };
+        for holding in holdings {
+            if let Some((named, pinned)) = transition.name_of(holding.content.facts.uuid)? {
+                holding.named &= named;
+                holding.content.pinned = pinned;
+            }
+        }
+        Ok(())
     }
 
     /// Without it waiters sleep a little instead: it is not worth failing for.

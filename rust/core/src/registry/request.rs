@@ -27,6 +27,11 @@ pub struct LeaseId {
     pub serial: u64,
 }
 
+impl LeaseId {
+    /// No lease: of a row that no table has.
+    pub const NONE: Self = Self { row: u32::MAX, owner: ProcessId { slot: u32::MAX, generation: 0 }, serial: 0 };
+}
+
 /// A living process that says it has the segment open.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
@@ -49,6 +54,8 @@ pub struct AcquireRequest {
     pub waited: Option<u64>,
     /// `attach` never loads: absent means NotFound.
     pub may_load: bool,
+    /// Living holders to pass over: the caller may not open their descriptors.
+    pub skip: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -172,4 +179,6 @@ pub struct Holding {
     pub content: Content,
     /// Our descriptor of it.
     pub fd: i32,
+    /// It has its key's name, as far as is known; else it comes along without.
+    pub named: bool,
 }

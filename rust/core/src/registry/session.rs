@@ -161,8 +161,9 @@ impl<'s> Session<'s> {
         Ok(report)
     }
 
-    pub fn sweep_is_due(&mut self) -> bool {
-        self.transition().sweep_is_due()
+    /// When it was, in the table's own count, and whether the next one is due.
+    pub fn last_sweep(&mut self) -> (u32, bool) {
+        self.transition().last_sweep()
     }
 
     /// Of every segment in the table: what else lies in the directory is nobody's.
@@ -186,7 +187,7 @@ impl<'s> Session<'s> {
         let mut done = verb(&mut self.transition());
         if matches!(done, Err(Error::Full { .. })) {
             self.table.take_back(before.clone());
-            done = self.transition().sweep().and_then(|_| verb(&mut self.transition()));
+            done = self.transition().make_room().and_then(|()| verb(&mut self.transition()));
         }
         if done.is_err() {
             self.table.take_back(before);

@@ -4,6 +4,8 @@ use std::collections::hash_map::Entry;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
+use rustix::io::Errno;
+
 use super::held::Held;
 use super::process;
 use super::view::View;
@@ -64,9 +66,10 @@ impl Store {
     /// Asks once. `waited`: the episode in which the caller began to wait.
     pub fn acquire(self: &Arc<Self>, ask: &Ask, waited: Option<u64>) -> Result<Step> {
         check_key(&ask.key)?;
+        process::current().catch_up();
         let oom_kills = room::oom_kills();
         let found = self.registry.transact(|session| {
-            let request = AcquireRequest {
+            let mut request = AcquireRequest {
                 me: session.me(),
                 key: ask.key.clone(),
                 constructor: ask.constructor.clone(),
@@ -75,6 +78,7 @@ impl Store {
                 oom_kills,
                 waited,
                 may_load: ask.may_load,
+                skip: 0,
             };
             let mut refused = None;
             // A holder or a named object that proves gone is dropped from the table, and the question asked again.
@@ -96,10 +100,15 @@ impl Store {
                     }
                     Opened::LookAgain => {}
                     Opened::Dying => return Ok(Found::Dying),
+                    // The others may be open to us.
                     Opened::Refused(why) => {
                         refused = Some(why);
-                        break;
+                        request.skip += holders.len();
+                        if holders.is_empty() || content.facts.backend == Backend::Posix {
+                            break;
+                        }
                     }
+                    _ if refused.is_some() => break,
                     Opened::OnlyForeign if foreign => {
                         refused =
                             Some("its holders live in other PID namespaces; backend=\"posix\" reaches across".into());
@@ -181,6 +190,10 @@ impl Store {
                     gone = true;
                 }
                 Err(Missing::NoProcess) => dying = true,
+                Err(Missing::Refused(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM))) => {
+                    let what = format!("/proc/{}/fd/{}", holder.identity.pid, holder.fd);
+                    return Err(Error::os("open", what, errno));
+                }
                 Err(Missing::Refused(errno)) => {
                     let who = &holder.identity;
                     refused = Some(format!(

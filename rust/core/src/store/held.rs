@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::view::View;
 use crate::registry::request::{Holding, LeaseId};
 use crate::sys::object::SegmentFd;
-use crate::words::{Content, Key};
+use crate::words::{Backend, Content, Key, SegmentFacts};
 
 #[derive(Debug)]
 pub struct Held {
@@ -24,7 +24,12 @@ impl Held {
     /// What another process, or another table, must know of it. `None` where it is not published.
     pub(super) fn holding(&self) -> Option<Holding> {
         let (content, _) = self.published.as_ref()?;
-        Some(Holding { key: self.key.clone(), content: content.clone(), fd: self.fd.number() })
+        Some(Holding { key: self.key.clone(), content: content.clone(), fd: self.fd.number(), named: true })
+    }
+
+    /// The same; `None` with a closed descriptor, too, through which nobody could attach. A named one needs none.
+    fn offered(&self) -> Option<Holding> {
+        self.holding().filter(|holding| holding.content.facts.backend == Backend::Posix || self.fd.open())
     }
 }
 
@@ -38,9 +43,17 @@ impl Holdings {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn all(&self) -> Vec<Holding> {
-        // With a closed descriptor nobody could attach through us.
-        self.lock().values().filter(|held| held.fd.open()).filter_map(Held::holding).collect()
+    /// `reachable`: others could open it.
+    pub fn all(&self, reachable: impl Fn(&SegmentFacts) -> bool) -> Vec<Holding> {
+        let mut all: Vec<_> = self.lock().values().filter_map(Held::offered).collect();
+        all.iter_mut().for_each(|holding| holding.named = reachable(&holding.content.facts));
+        all
+    }
+
+    /// Those that this process inherited and has no lease for yet.
+    pub fn without_lease(&self) -> Vec<Holding> {
+        let waits = |held: &&Held| matches!(held.published, Some((_, LeaseId::NONE)));
+        self.lock().values().filter(waits).filter_map(Held::offered).collect()
     }
 
     /// The lease of a segment got a new row: the registry's file is a new one, or we are a new process in it.

@@ -18,6 +18,7 @@ use super::view::{Place, Retired, View};
 use crate::registry::request::{Ended, LeaseId, Ticket};
 use crate::sys::fork;
 use crate::sys::lock::prepare_for_forks;
+use crate::sys::memory::Victim;
 
 #[derive(Debug)]
 pub struct Process {
@@ -52,6 +53,8 @@ enum Task {
 
 /// Between two tries where the registry does not answer.
 const RETRY: Duration = Duration::from_secs(5);
+/// Stores to be swept, when, and the sweep of somebody else's that was seen at the first look.
+type Sweeps = Vec<(Arc<Store>, Instant, Option<u32>)>;
 /// Between two looks for what dead processes left.
 const SWEEP: Duration = Duration::from_millis(500);
 
@@ -93,6 +96,7 @@ impl Process {
     /// In a forked child, before it has threads: a linger is its parent's. The memory would stay as long as this process,
     /// which does not know it. What a thread of the parent had in its hands at that moment stays.
     pub fn forget_parent(&self) {
+        Victim::forget_parents();
         let mut ancestor = FIRST.get();
         while let Some(parent) = ancestor.filter(|process| process.forks != self.forks) {
             // Held by a thread that does not exist here: never to be had.
@@ -113,7 +117,7 @@ impl Process {
     /// Clean exit: this process goes out of every table.
     pub fn leave(&self) {
         let stores: Vec<_> = self.stores().values().cloned().collect();
-        stores.iter().for_each(|store| store.leave());
+        stores.iter().for_each(|store| store.close());
     }
 
     /// Lock-free, called from finalizers.
@@ -157,6 +161,13 @@ impl Process {
         }
     }
 
+    /// Where no thread could be made, what waits is done now.
+    pub(super) fn catch_up(&'static self) {
+        if self.thread.get().is_none() && !self.queue.is_empty() {
+            self.keep_house();
+        }
+    }
+
     /// Where there is no thread, whoever enters next sweeps.
     pub(super) fn sweep_soon(&self, store: &Arc<Store>) {
         if self.thread.get().is_some() {
@@ -190,7 +201,7 @@ impl Process {
     }
 
     fn housekeeping(&self) {
-        let mut sweeps = Vec::new();
+        let mut sweeps = Sweeps::new();
         loop {
             match self.round(&mut sweeps) {
                 Some(next) => thread::park_timeout(next.saturating_duration_since(Instant::now())),
@@ -200,13 +211,13 @@ impl Process {
     }
 
     /// Does what there is to do; when to look again, if nothing comes before.
-    fn round(&self, sweeps: &mut Vec<(Arc<Store>, Instant)>) -> Option<Instant> {
+    fn round(&self, sweeps: &mut Sweeps) -> Option<Instant> {
         // What the registry did not take: others wait for it.
         let mut again: Vec<Task> = Vec::new();
         while let Some(task) = self.queue.pop() {
             match task {
                 Task::Unmap(retired) => self.unmap(retired),
-                Task::Linger(view, until) => self.lingering().push((view, until)),
+                Task::Linger(view, until) => self.keep_longer(view, until),
                 Task::EndLinger(uuid) => self.lingering().retain(|(view, _)| view.uuid() != uuid),
                 Task::Abandon(publishing) => drop(publishing),
                 Task::GiveUp(store, ticket) => {
@@ -231,18 +242,18 @@ impl Process {
                     }
                 }
                 Task::Sweep(store) => {
-                    if !sweeps.iter().any(|(waiting, _)| Arc::ptr_eq(waiting, &store)) {
-                        sweeps.push((store, Instant::now()));
+                    if !sweeps.iter().any(|(waiting, ..)| Arc::ptr_eq(waiting, &store)) {
+                        sweeps.push((store, Instant::now(), None));
                     }
                 }
             }
         }
         let now = Instant::now();
-        sweeps.retain_mut(|(store, at)| {
+        sweeps.retain_mut(|(store, at, seen)| {
             if *at <= now {
                 *at = now + SWEEP;
-                // Somebody else has looked just now, and perhaps before the death that we are to find: once more.
-                return matches!(store.sweep_if_due(), Ok(false));
+                *seen = store.sweep_after(*seen).unwrap_or_default();
+                return seen.is_some();
             }
             true
         });
@@ -253,7 +264,16 @@ impl Process {
         };
         let retry = (!again.is_empty()).then(|| now + RETRY);
         again.into_iter().for_each(|task| self.queue.push(task));
-        ends.into_iter().chain(retry).chain(sweeps.iter().map(|(_, at)| *at)).min()
+        ends.into_iter().chain(retry).chain(sweeps.iter().map(|(_, at, _)| *at)).min()
+    }
+
+    /// One linger a view, the longest.
+    fn keep_longer(&self, view: Arc<View>, until: Option<Instant>) {
+        let mut lingering = self.lingering();
+        match lingering.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &view)) {
+            Some((_, known)) => *known = known.and_then(|known| until.map(|until| known.max(until))),
+            None => lingering.push((view, until)),
+        }
     }
 
     fn unmap(&self, retired: Retired) {

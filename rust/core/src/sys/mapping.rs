@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
 
 use rustix::io::Errno;
-use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 
 use crate::{Error, Result};
 
@@ -33,6 +33,17 @@ pub struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above, and no method gives a Rust reference to the bytes.
 unsafe impl Sync for Mapping {}
+
+/// Makes a fresh mapping usable. Where the process locks all its memory (mlockall(2), MCL_FUTURE), a writable private
+/// mapping would be filled with copies at once: it is made without rights, unlocked, and only then opened.
+fn allow(address: *mut c_void, range: usize, protection: ProtFlags) -> rustix::io::Result<()> {
+    // SAFETY: the range was mapped just now, whole; nobody has a reference into it.
+    unsafe {
+        // Without locked memory this does nothing.
+        let _ = mm::munlock(address, range);
+        mm::mprotect(address, range, MprotectFlags::from_bits_retain(protection.bits()))
+    }
+}
 
 impl Mapping {
     /// The view that users get: reads share the object's pages, a write copies one page for this process alone
@@ -62,7 +73,8 @@ impl Mapping {
         let start = base.wrapping_byte_add(skip);
         // SAFETY: [start, start + range) lies inside the reservation just made, which nobody else knows: MAP_FIXED
         // replaces our own PROT_NONE pages only.
-        let mapped = unsafe { mm::mmap(start, range, protection, flags | MapFlags::FIXED, fd, 0) };
+        let mapped = unsafe { mm::mmap(start, range, ProtFlags::empty(), flags | MapFlags::FIXED, fd, 0) }
+            .and_then(|address| allow(address, range, protection).map(|()| address));
         let trim = |from: *mut c_void, length: usize| {
             if length > 0 {
                 // SAFETY: a part of the reservation outside of the mapped range; no address in it was ever given out.

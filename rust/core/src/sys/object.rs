@@ -83,13 +83,7 @@ pub fn identify(fd: impl AsFd) -> Result<ObjectId> {
 
 /// Opens what `pid` has under `fd`, if it is the sealed memfd that `expected` names.
 pub fn open_through_holder(pid: u32, fd: i32, expected: ObjectId) -> Result<OwnedFd, Missing> {
-    let path = format!("/proc/{pid}/fd/{fd}");
-    // O_PATH first: opening a FIFO or a terminal that got the number meanwhile could block, or have effects.
-    let link = fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| match errno {
-        Errno::NOENT if !process_visible(pid) => Missing::NoProcess,
-        Errno::NOENT | Errno::SRCH => Missing::Gone,
-        other => Missing::Refused(other),
-    })?;
+    let link = link_to(pid, fd)?;
     check(&link, expected)?;
     let own = format!("/proc/self/fd/{}", link.as_raw_fd());
     let opened = fs::open(&own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(Missing::Refused)?;
@@ -97,6 +91,23 @@ pub fn open_through_holder(pid: u32, fd: i32, expected: ObjectId) -> Result<Owne
     match fs::fcntl_get_seals(&opened) {
         Ok(seals) if seals.contains(SEALS) => Ok(opened),
         _ => Err(Missing::Gone),
+    }
+}
+
+/// O_PATH: opening a FIFO or a terminal that got the number meanwhile could block, or have effects.
+fn link_to(pid: u32, fd: i32) -> Result<OwnedFd, Missing> {
+    let open = |path: &str| fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    match open(&format!("/proc/{pid}/fd/{fd}")) {
+        Ok(link) => Ok(link),
+        Err(Errno::NOENT) if !process_visible(pid) => Err(Missing::NoProcess),
+        // A process whose first thread has ended shows its descriptors under the others.
+        Err(Errno::NOENT) => {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let mut paths = threads.map(|thread| thread.path().join(format!("fd/{fd}")));
+            paths.find_map(|path| open(path.to_str()?).ok()).ok_or(Missing::Gone)
+        }
+        Err(Errno::SRCH) => Err(Missing::Gone),
+        Err(other) => Err(Missing::Refused(other)),
     }
 }
 
@@ -118,16 +129,16 @@ pub fn list_named(directory: &Directory, prefix: &str) -> Result<Vec<String>> {
         let entry = entry.map_err(failed)?;
         let Ok(name) = entry.file_name().to_str() else { continue };
         let digits = name.strip_prefix(prefix).unwrap_or_default();
-        if digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
             found.push(name.to_owned());
         }
     }
     Ok(found)
 }
 
-/// Removes a named object of ours that no process has open or mapped, wherever it lives; its bytes. `None` where one has.
-/// `keep`: only looks. The kernel grants a write lease (F_SETLEASE, fcntl(2)) to the only user of a file alone.
-pub fn remove_unused(directory: &Directory, name: &str, keep: bool) -> Option<u64> {
+/// Removes a named object of ours that no process has open or mapped, wherever it lives. `None` where one has. `keep`: only
+/// looks. Returns its bytes, and its last descriptor: whoever closes that frees the memory, which may take a while.
+pub fn remove_unused(directory: &Directory, name: &str, keep: bool) -> Option<(u64, OwnedFd)> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = fs::openat(directory, name, flags, Mode::empty()).ok()?;
     let stat = fs::fstat(&fd).ok()?;
@@ -138,14 +149,24 @@ pub fn remove_unused(directory: &Directory, name: &str, keep: bool) -> Option<u6
     if !keep {
         fs::unlinkat(directory, name, fs::AtFlags::empty()).ok()?;
     }
-    Some(stat.st_size as u64)
+    Some((stat.st_size as u64, fd))
 }
 
+/// The kernel grants a write lease (F_SETLEASE, fcntl(2)) to the only user of a file alone.
 #[allow(unsafe_code)]
 fn is_only_user(fd: &OwnedFd) -> bool {
+    /// linux/fcntl.h, missing in libc.
+    const F_SETSIG: i32 = 10;
     // SAFETY: integers only; the descriptor is open for the borrow's life.
-    let lease = |kind: i32| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, kind) == 0 };
-    lease(libc::F_WRLCK) && lease(libc::F_UNLCK)
+    let control = |command: i32, value: i32| unsafe { libc::fcntl(fd.as_raw_fd(), command, value) };
+    // Whoever opens the file meanwhile breaks the lease, and we are told by a signal: not by SIGIO, which kills, but by one
+    // that is ignored where nobody asked for it.
+    let granted = control(F_SETSIG, libc::SIGURG) == 0 && control(libc::F_SETLEASE, libc::F_WRLCK) == 0;
+    let kept = granted && control(libc::F_GETLEASE, 0) == libc::F_WRLCK;
+    if granted {
+        control(libc::F_SETLEASE, libc::F_UNLCK);
+    }
+    kept
 }
 
 /// A new description of an object that this process has open under `fd` (its own descriptor, or one inherited by fork).
@@ -183,8 +204,9 @@ impl SegmentFd {
         Self { fd: ManuallyDrop::new(fd), id }
     }
 
+    /// Whoever the process is by now: it opened it.
     pub fn open(&self) -> bool {
-        check(&self.fd, self.id).is_ok()
+        matches!(check(&self.fd, self.id), Ok(()) | Err(Missing::Refused(_)))
     }
 
     pub fn number(&self) -> i32 {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use rustix::process::Resource;
 
@@ -46,13 +46,24 @@ pub fn file_size_limit() -> Option<u64> {
 
 /// The `oom_kill` counter of our memory cgroup; 0 where there is none.
 pub fn oom_kills() -> u64 {
-    static COUNTER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let counter = COUNTER.get_or_init(|| {
-        let group = memory_cgroups().into_iter().next()?;
-        ["memory.events", "memory.oom_control"].iter().map(|name| group.join(name)).find(|file| file.exists())
-    });
+    // Nothing that a forked child could find half made, by a thread that does not exist there: whoever loses the race leaks a
+    // path.
+    static COUNTER: AtomicPtr<Option<PathBuf>> = AtomicPtr::new(std::ptr::null_mut());
+    let mut counter = COUNTER.load(Ordering::Acquire);
+    if counter.is_null() {
+        counter = Box::into_raw(Box::new(oom_counter()));
+        COUNTER.store(counter, Ordering::Release);
+    }
+    // SAFETY: it comes from `Box::into_raw`, is never changed and never freed.
+    #[allow(unsafe_code)]
+    let counter = unsafe { &*counter };
     let text = counter.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+fn oom_counter() -> Option<PathBuf> {
+    let group = memory_cgroups().into_iter().next()?;
+    ["memory.events", "memory.oom_control"].iter().map(|name| group.join(name)).find(|file| file.exists())
 }
 
 fn memory_available() -> Option<u64> {

@@ -262,6 +262,7 @@ impl World {
             oom_kills: self.oom_kills,
             waited,
             may_load: true,
+            skip: 0,
         };
         let (opened, held): (Vec<_>, Vec<_>) =
             (self.processes.iter().map(|p| p.open.clone()).collect(), self.processes[p].held.clone());

@@ -211,6 +211,7 @@ pub fn ask(session: &Session<'_>, tag: &str, waited: Option<u64>) -> AcquireRequ
         oom_kills: 0,
         waited,
         may_load: true,
+        skip: 0,
     }
 }
 

@@ -24,7 +24,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         };
         match self.entry(index)?.state {
             READY => {
-                if let Some(attach) = self.attach(index, request.me)? {
+                if let Some(attach) = self.attach(index, request.me, request.skip)? {
                     return Ok(attach);
                 }
             }
@@ -114,11 +114,12 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
     }
 
     /// `None`: it was READY, and no living process holds it any more.
-    fn attach(&mut self, index: u32, me: ProcessId) -> Result<Option<Acquired>> {
+    fn attach(&mut self, index: u32, me: ProcessId, skip: usize) -> Result<Option<Acquired>> {
         let Some((current, row)) = self.current(index)? else { return Ok(None) };
         let mine: Process = self.table.get(me.slot)?;
         let mut holders = Vec::new();
         let mut foreign = false;
+        let mut skipped = 0;
         let mut at = row.leases;
         let mut steps = Steps::over(self.table, TableId::Leases);
         while at != NONE && holders.len() < HOLDERS {
@@ -127,6 +128,11 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             match self.living(lease::owner(&found))? {
                 None => self.drop_lease(at)?,
                 Some(holder) if holder.pid_namespace == mine.pid_namespace && mine.pid_namespace != 0 => {
+                    if skipped < skip {
+                        skipped += 1;
+                        at = found.next;
+                        continue;
+                    }
                     holders.push(Holder {
                         lease: lease::id(at, &found),
                         identity: process::identity(&holder),
@@ -140,7 +146,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             }
             at = found.next;
         }
-        if holders.is_empty() && !foreign && row.pinned == 0 {
+        if holders.is_empty() && skipped == 0 && !foreign && row.pinned == 0 {
             self.refresh(index)?;
             return Ok(None);
         }

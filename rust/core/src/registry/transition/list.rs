@@ -6,7 +6,7 @@ use super::super::request::{Holder, Listed, State};
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, lease, process, segment};
 use crate::Result;
-use crate::layout::registry::rows::{FILLING, FREE, LOADING, READY, UNSHAREABLE, VACANT, WITNESSES};
+use crate::layout::registry::rows::{FILLING, FREE, LOADING, READY, SEALED, UNSHAREABLE, VACANT, WITNESSES};
 use crate::layout::registry::{Entry, NONE, Segment, TableId};
 use crate::words::{Constructor, Key};
 
@@ -32,6 +32,17 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             }
         }
         Ok(all)
+    }
+
+    /// Whether a content has its key's name, and is pinned; `None` where it has no row.
+    pub fn name_of(&mut self, uuid: [u8; 16]) -> Result<Option<(bool, bool)>> {
+        for index in 0..self.table.heads().segments.high {
+            let row: Segment = self.table.get(index)?;
+            if row.state == SEALED && row.uuid == uuid {
+                return Ok(Some((self.entry(row.entry)?.current == index, row.pinned != 0)));
+            }
+        }
+        Ok(None)
     }
 
     /// The uuids of all that have a row, those still being filled too.

@@ -21,7 +21,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         segment::seal(&mut brought, content);
         let current = self.add_segment(index, brought)?;
         let lease = self.add_lease(me, current, holding.fd)?;
-        if self.free_to_take(index, content.since)? {
+        if holding.named && self.free_to_take(index, content.since)? {
             self.unname(index)?;
             self.table.edit(current, |row: &mut Segment| row.pinned = u32::from(content.pinned))?;
             let generation = self.entry(index)?.generation.max(content.generation);

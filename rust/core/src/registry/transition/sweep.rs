@@ -25,9 +25,10 @@ pub struct Swept {
 }
 
 impl<T: Table, O: Oracle> Transition<'_, T, O> {
-    /// Nobody has swept within this half second.
-    pub fn sweep_is_due(&self) -> bool {
-        self.table.heads().swept != self.half_second()
+    /// When it was, in half seconds, and whether that is not the present one.
+    pub fn last_sweep(&self) -> (u32, bool) {
+        let swept = self.table.heads().swept;
+        (swept, swept != self.half_second())
     }
 
     fn half_second(&self) -> u32 {
@@ -47,6 +48,18 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             self.sweep_entry(index, &mut report)?;
         }
         Ok(report)
+    }
+
+    /// For a table that is full: all that is dead goes, and what only remembers failures, however young.
+    pub fn make_room(&mut self) -> Result<()> {
+        self.sweep()?;
+        for index in self.all_entries()? {
+            if self.entry(index)?.state == VACANT {
+                self.forget(index)?;
+                self.settle(index)?;
+            }
+        }
+        Ok(())
     }
 
     /// Frees the rows of dead processes, and leaves what they held to a sweep.
