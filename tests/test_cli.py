@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,32 @@ def test_put_publishes_pinned_and_rm_frees(namespace, tmp_path):
         assert why in run(namespace, "put", "other", wrong, code=1, cwd=tmp_path)
     with onecopy.Store(namespace).attach("numbers") as (numbers,):
         assert numbers.sum() == MIB
+    run(namespace, "rm", "numbers")
+
+
+def test_put_says_no_before_it_calls_the_constructor(namespace, tmp_path):
+    (tmp_path / "models.py").write_text(
+        "import pathlib, numpy\npathlib.Path('imported').touch()\ndef load():\n    return [numpy.ones(1 << 20)]\n"
+    )
+    with onecopy.Store(namespace).publish("taken", [np.ones(MIB)]):
+        for arguments, why in (
+            (("taken", "models:load"), f"process {os.getpid()} .* has it. Pass --replace to supersede it"),
+            (("new", "models:load", "--backend", "memfd"), "--backend posix or auto, not memfd"),
+            (("x" * 256, "models:load"), "256 bytes"),
+        ):
+            said = run(namespace, "put", *arguments, code=1, cwd=tmp_path)
+            assert re.search(why, said), said
+            assert "pin=True" not in said
+        assert not (tmp_path / "imported").exists()
+
+
+def test_put_names_the_function_and_its_holder_is_not_another(namespace, tmp_path):
+    (tmp_path / "models.py").write_text("import numpy\ndef load():\n    return [numpy.ones(1 << 20)]\n")
+    run(namespace, "put", "numbers", "models:load", cwd=tmp_path)
+    assert "made by models.load" in run(namespace, "show", "numbers")
+    script = "import models, onecopy, sys; onecopy.Holder(models.load, 'numbers', store=onecopy.Store(sys.argv[1])).acquire()"
+    done = subprocess.run([sys.executable, "-c", script, namespace], cwd=tmp_path, capture_output=True, check=True)
+    assert done.stderr == b""
     run(namespace, "rm", "numbers")
 
 

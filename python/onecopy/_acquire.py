@@ -78,6 +78,8 @@ class Acquisition:
         self.state = state
         self.without_sharing = without_sharing or (lambda load: load())
         self.constructor_id = _key.describe(constructor)
+        #: What made the object that this process uses in the end: our constructor, or that of another process.
+        self.made_by = self.constructor_id
         self.began = time.monotonic()
         self.wait_seconds = 0.0
         self.load_seconds = 0.0
@@ -229,7 +231,8 @@ class Acquisition:
         return self._private(used, state, reason, quiet=silent)
 
     def _attach(self, attached: Any) -> tuple[Acquired, Any]:
-        self._compare_constructors(attached)
+        if attached.constructor != self.constructor_id:
+            warn_of_another(self.place, self.key, attached.constructor, self.constructor_id)
         note(attached.mapping)
         attached.mapping.prefault()
         try:
@@ -239,6 +242,7 @@ class Acquisition:
         info = self._info(
             "attacher", attached.backend, attached.generation, attached.shared_bytes, len(attached.skeleton)
         )
+        self.made_by = attached.constructor
         logger.info(
             "attached %s: %.1f MB shared in %.4f s (waited %.2f s), generation %d, %s, process %d",
             self.key,
@@ -253,20 +257,6 @@ class Acquisition:
 
     def _shared(self, obj: object, state: object, info: ModelInfo, mapping: Any) -> tuple[Acquired, Any]:
         return Acquired(obj, state, info, mapping.hold(self.linger)), mapping
-
-    def _compare_constructors(self, attached: Any) -> None:
-        name, code_hash = attached.constructor
-        if (name, code_hash) == self.constructor_id or not name:
-            return
-        mine = self.constructor_id[0]
-        difference = f"published by {name}" if name != mine else f"published by other code under the name {name}"
-        self._warn_once(
-            "constructor",
-            "%s was %s, and is asked for with %s: the published one is used. Give them different tags or versions",
-            self.key,
-            difference,
-            mine,
-        )
 
     def _privately(self, reason: str, *, quiet: bool = False) -> Acquired:
         """Loads for this process alone, without anybody's help."""
@@ -283,15 +273,10 @@ class Acquisition:
 
     def _private(self, obj: object, state: object, reason: str, *, quiet: bool) -> Acquired:
         if not quiet and self.on_unshareable == "warn":
-            self._warn_once("private", "%s is not shared: %s", self.key, reason)
+            _warn_once(self.place, self.key, "private", "%s is not shared: %s", self.key, reason)
         return Acquired(
             obj, state, self._info("private", "private", 0, 0, max(0, self.private_bytes), reason), None, quiet=quiet
         )
-
-    def _warn_once(self, kind: str, message: str, *details: object) -> None:
-        if (self.place, self.key, kind) not in _warned:
-            _warned.add((self.place, self.key, kind))
-            logger.warning(message, *details)
 
     def _info(
         self, role: Any, backend: Any, generation: int, shared_bytes: int, private_bytes: int, reason: str = ""
@@ -312,6 +297,29 @@ class Acquisition:
         )
 
 
+def warn_of_another(place: Place, key: ModelKey, made_by: tuple[str, int], mine: tuple[str, int]) -> None:
+    """Says, once, that the model is not what our constructor makes. An object that was published has no constructor."""
+    name = made_by[0]
+    if not name:
+        return
+    difference = f"made by {name}" if name != mine[0] else f"made by other code under the name {name}"
+    _warn_once(
+        place,
+        key,
+        "constructor",
+        "%s was %s, and is asked for with %s: the one that is there is used. Give them different tags or versions",
+        key,
+        difference,
+        mine[0],
+    )
+
+
+def _warn_once(place: Place, key: ModelKey, kind: str, message: str, *details: object) -> None:
+    if (place, key, kind) not in _warned:
+        _warned.add((place, key, kind))
+        logger.warning(message, *details)
+
+
 def _end(store: Any, loading: Any, how: str, reason: str) -> None:
     # Where the registry does not answer, the others see this process die, or lose patience; our caller has his answer.
     with contextlib.suppress(OneCopyError):
@@ -325,4 +333,3 @@ def anonymous_bytes() -> int:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) << 10
     return 0
-

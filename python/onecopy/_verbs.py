@@ -9,14 +9,53 @@ from typing import Any
 
 from onecopy import _core, _key, _publish, process, skeleton
 from onecopy._acquire import SLICE
-from onecopy.errors import ModelTimeoutError, UnshareableError
+from onecopy.errors import BadNameError, ModelExistsError, ModelTimeoutError, UnshareableError
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, ModelKey, Place
 
 logger = logging.getLogger("onecopy")
 
 
-def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: bool) -> Acquired:
+#: Of an object that was published: nobody says how it is made, so no constructor is another one than its.
+NO_CONSTRUCTOR = ("", 0)
+
+
+def refuse(place: Place, key: ModelKey, *, pin: bool, replace: bool) -> None:
+    """What can be said before the object is made or taken apart. The core looks again when it matters.
+
+    Raises BadNameError for a backend that cannot pin, ModelExistsError for a tag that is taken.
+    """
+    if pin and place.backend == "memfd":
+        message = 'a pinned model outlives its holders, and no memfd does: backend="posix" or "auto", not "memfd"'
+        raise BadNameError(message)
+    if replace:
+        return
+    for row in process.core_store(place).list():
+        if (row["tag"], row["version"], row["compatibility"]) != _key.of(key) or row["unnamed"]:
+            continue
+        if row["state"] == "loading" and row["publisher"]:
+            who = f"process {row['publisher'][0]} ({row['publisher'][1]}) is loading it"
+        elif row["state"] == "ready" and row["holders"]:
+            pid, name = row["publisher"] if row["publisher"] in row["holders"] else row["holders"][0]
+            who = f"process {pid} ({name}) has it"
+        elif row["state"] == "ready" and row["pinned"]:
+            who = "it is pinned"
+        else:
+            continue
+        message = f"{key} exists in namespace '{place.namespace}': {who}. Pass replace=True to supersede it"
+        raise ModelExistsError(message)
+
+
+def publish(
+    place: Place,
+    key: ModelKey,
+    obj: object,
+    *,
+    pin: bool,
+    replace: bool,
+    made_by: tuple[str, int] = NO_CONSTRUCTOR,
+) -> Acquired:
+    refuse(place, key, pin=pin, replace=replace)
     began = time.monotonic()
     store = process.core_store(place)
     try:
@@ -24,7 +63,7 @@ def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: boo
             store,
             place,
             key,
-            (f"{type(obj).__module__}.{type(obj).__qualname__}", 0),
+            made_by,
             (obj, None),
             pin=pin,
             replace=replace,
@@ -45,7 +84,7 @@ def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: boo
         info.backend,
         os.getpid(),
     )
-    return _remembered(place, key, rebuilt, info, attached.mapping)
+    return _remembered(place, key, rebuilt, info, attached.mapping, made_by)
 
 
 def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
@@ -64,7 +103,7 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
             message = f"{key} cannot be rebuilt in this process: {type(error).__name__}: {error}"
             raise UnshareableError(message) from error
         info = _info(place, key, "attacher", attached, attached.generation, len(attached.skeleton), began)
-        acquired = _remembered(place, key, obj, info, attached.mapping)
+        acquired = _remembered(place, key, obj, info, attached.mapping, attached.constructor)
     logger.info(
         "attached %s: %.1f MB shared in %.4f s, generation %d, %s, process %d",
         key,
@@ -112,9 +151,11 @@ def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
             time.sleep(min(left, SLICE / 10))
 
 
-def _remembered(place: Place, key: ModelKey, obj: object, info: ModelInfo, mapping: Any) -> Acquired:
+def _remembered(
+    place: Place, key: ModelKey, obj: object, info: ModelInfo, mapping: Any, made_by: tuple[str, int]
+) -> Acquired:
     acquired = Acquired(obj, None, info, mapping.hold(0.0))
-    process.slot(place, key).remember(acquired, mapping, 0.0)
+    process.slot(place, key).remember(acquired, mapping, 0.0, made_by)
     return acquired
 
 

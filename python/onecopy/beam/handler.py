@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from apache_beam.ml.inference.base import ModelHandler
 
+from onecopy import process
 from onecopy.beam import families, loaded, sharing, state, switch, threads
 from onecopy.errors import UnshareableError
 from onecopy.store import Store
@@ -67,11 +68,12 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             raise TypeError(f"SharedMemoryModelHandler wraps a ModelHandler of Beam, not {base!r}")
         if model_identifier is not None and (not isinstance(model_identifier, str) or not model_identifier):  # type: ignore[redundant-expr]
             raise ValueError(f"model_identifier must be a non-empty string, not {model_identifier!r}")
+        if model_identifier is not None:
+            process.check_tag("model_identifier", model_identifier, "The model's path is told apart by itself")
         if on_unshareable not in ("warn", "raise"):
             raise ValueError(f"on_unshareable must be 'warn' or 'raise', not {on_unshareable!r}")
-        for name, seconds in (("timeout", timeout), ("linger", linger)):
-            if seconds is not None and not seconds >= 0:
-                raise ValueError(f"{name} must be seconds, 0 or more, or None, not {seconds!r}")
+        process.check_seconds("timeout", timeout)
+        process.check_seconds("linger", linger)
         if torch_num_threads not in (None, "auto") and not (
             isinstance(torch_num_threads, int) and torch_num_threads > 0
         ):

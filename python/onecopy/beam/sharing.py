@@ -76,7 +76,7 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
     try:
         acquired = process.acquire(
             wish.place,
-            process.ModelKey(wish.tag, wish.version),
+            process.ModelKey.checked(wish.tag, wish.version),
             handler.load_model,
             # Not to wait for the one copy would make a second one.
             timeout=None if one_copy else wish.timeout,

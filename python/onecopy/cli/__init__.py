@@ -20,6 +20,11 @@ EXIT_CODES = """exit codes:
   2  the command line cannot be read
   3  no such model
 """
+#: Remedies in messages, as a script has them and as a person at the command line has them.
+PYTHON_TO_OPTIONS = (
+    ("Pass replace=True", "Pass --replace"),
+    ('backend="posix" or "auto", not "memfd"', "--backend posix or auto, not memfd"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,12 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"onecopy: {error}", file=sys.stderr)
         return 3
     except OneCopyError as error:
-        said = str(error).replace("Pass replace=True to supersede it", "Pass --replace to supersede it")
-        print(f"onecopy: {said}", file=sys.stderr)
+        print(f"onecopy: {_for_a_person(error)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
     return code
+
+
+def _for_a_person(error: OneCopyError) -> str:
+    """The message, with the options of the command line for the arguments of Python."""
+    said = str(error)
+    for python, option in PYTHON_TO_OPTIONS:
+        said = said.replace(python, option)
+    return said
 
 
 def _parser() -> argparse.ArgumentParser:

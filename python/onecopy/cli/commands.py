@@ -75,9 +75,23 @@ def put(store: Store, options: argparse.Namespace) -> int:
     if not module or not function:
         message = f"{options.constructor!r}: MODULE:FUNCTION is expected, as in mypackage.models:load_t5"
         raise BadNameError(message)
+    # Not at the top: it needs the extension, without which the command line shall still say what is wrong.
+    from onecopy import _key, _verbs
+
+    key = process.ModelKey.checked(options.tag, options.version)
+    # Before anything of the user's is imported or called: both may take minutes.
+    _verbs.refuse(store.place, key, pin=True, replace=options.replace)
     constructor = _constructor(options.constructor, module, function)
-    with store.publish(options.tag, constructor(), version=options.version, pin=True, replace=options.replace):
-        model = store.show(options.tag)[-1]
+    made_by = _key.describe(constructor)
+    made = constructor()
+    acquired = _verbs.publish(store.place, key, made, pin=True, replace=options.replace, made_by=made_by)
+    generation = acquired.info.generation
+    # The table shows the beginning of a long version.
+    model = next(
+        row
+        for row in store.show(options.tag)
+        if not row.unnamed and row.generation == generation and (key.version or "").startswith(row.version or "")
+    )
     if options.json:
         return _json(asdict(model))
     print(f"published {options.tag}: {_size(model.shared_bytes)}, pinned; `onecopy rm {options.tag}` removes it")
