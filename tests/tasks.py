@@ -140,6 +140,14 @@ def broken(namespace: str, tag: str) -> tuple[str, str]:
     return holder.info.role, holder.info.reason
 
 
+def small(namespace: str, tag: str) -> tuple[str, str]:
+    holder = onecopy.Holder(lambda: [1, 2], tag, store=onecopy.Store(namespace))
+    holder.acquire()
+    KEPT[tag] = holder
+    assert holder.info is not None
+    return holder.info.role, holder.info.reason
+
+
 def fails(namespace: str, tag: str, log: str, seconds: float = 0.0) -> str:
     """A constructor that raises."""
 

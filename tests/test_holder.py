@@ -377,7 +377,7 @@ class TestSeveralProcesses:
         with Other() as one:
             one.start("acquire", namespace, "model", log, seconds=600.0)
             wait_until(lambda: loads(log) == 1)
-            with pytest.raises(ModelTimeoutError, match=f"process {one.pid} .* loads it since"):
+            with pytest.raises(ModelTimeoutError, match=f"process {one.pid} .* has been loading it for"):
                 holder_of(namespace, log, timeout=0.2).acquire()
             one.kill()
 
@@ -435,6 +435,12 @@ class TestSeveralProcesses:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["publisher", "attacher"]
         assert done.stderr == ""
+
+    def test_who_learns_that_it_is_too_small_is_told_why_quietly(self, namespace, log):
+        with Other() as one, Other() as two:
+            assert one("small", namespace, "model") == ("private", two("small", namespace, "model")[1])
+            assert "not worth a segment" in two("small", namespace, "model")[1]
+            assert two.close() == one.close() == ""
 
     def test_versions_are_different_models(self, namespace, log):
         with Other() as one, Other() as two:

@@ -23,7 +23,7 @@ from onecopy.errors import (
     UntrustedError,
 )
 from onecopy.info import ModelInfo
-from onecopy.process import Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
+from onecopy.process import QUIETLY, Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,8 @@ SLICE = 0.1
 REPORT = 60.0
 #: Seconds in which a process that is dying gives its locks back: 60 ms for each private GiB, and a core dump.
 DYING = 30.0
+#: Why they are given up then.
+OUT_OF_REACH = "those who hold it cannot be reached through /proc"
 #: How often a load may be for nothing, because its tag was replaced or removed meanwhile.
 RELOADS = 2
 #: What sharing may fail of: the model is loaded privately then, with one warning that names the place and the remedy.
@@ -93,7 +95,8 @@ class Acquisition:
         except ENVIRONMENT as error:
             return self._privately(str(error)), None
         if isinstance(step, _core.Private):
-            return self._privately(step.reason, quiet=step.unshareable and not step.reason), None
+            quiet = step.unshareable and (not step.reason or step.reason.startswith(QUIETLY))
+            return self._privately(step.reason.removeprefix(QUIETLY), quiet=quiet), None
         if isinstance(step, _core.Loading):
             return self._load(step)
         return self._attach(step)
@@ -115,13 +118,7 @@ class Acquisition:
                     if given_up:
                         return _core.Private(given_up)
                     if time.monotonic() - began > next_report:
-                        logger.info(
-                            "waiting for %s: process %d (%s) loads it since %.0f s",
-                            self.key,
-                            step.pid,
-                            step.name,
-                            time.time() - step.since,
-                        )
+                        logger.info("waiting for %s: %s", self.key, in_words(step))
                         next_report += REPORT
                     store.wait(step, min(SLICE, left))
                 elif isinstance(step, _core.Again):
@@ -129,7 +126,7 @@ class Acquisition:
                     if time.monotonic() - began > DYING or (
                         self.deadline is not None and time.monotonic() > self.deadline
                     ):
-                        return _core.Private("those who hold it cannot be reached through /proc")
+                        return _core.Private(OUT_OF_REACH)
                     time.sleep(SLICE / 10)
                 else:
                     return step
@@ -143,8 +140,8 @@ class Acquisition:
         if left > 0:
             return left
         message = (
-            f"waited {time.monotonic() - self.began:.1f} s for {self.key}: process {loader.pid} ({loader.name}) loads it "
-            f"since {time.time() - loader.since:.1f} s. Raise `timeout`, or look at that process"
+            f"waited {time.monotonic() - self.began:.1f} s for {self.key}: {in_words(loader)}. "
+            "Raise `timeout`, or look at that process"
         )
         raise ModelTimeoutError(message)
 
@@ -227,7 +224,7 @@ class Acquisition:
             used = self.without_sharing(lambda: obj)
         finally:
             # Only now do the others learn of it: what `without_sharing` set up is there when they come.
-            _end(store, loading, how, "" if silent else reason)
+            _end(store, loading, how, QUIETLY + reason if silent else reason)
         return self._private(used, state, reason, quiet=silent)
 
     def _attach(self, attached: Any) -> tuple[Acquired, Any]:
@@ -312,6 +309,11 @@ def warn_of_another(place: Place, key: ModelKey, made_by: tuple[str, int], mine:
         difference,
         mine[0],
     )
+
+
+def in_words(loader: Any) -> str:
+    """Who loads, and for how long: `loader` is a `Waiting`."""
+    return f"process {loader.pid} ({loader.name}) has been loading it for {max(0.0, time.time() - loader.since):.1f} s"
 
 
 def _warn_once(place: Place, key: ModelKey, kind: str, message: str, *details: object) -> None:

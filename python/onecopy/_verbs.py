@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 from onecopy import _core, _key, _publish, process, skeleton
-from onecopy._acquire import SLICE
-from onecopy.errors import BadNameError, ModelExistsError, ModelTimeoutError, UnshareableError
+from onecopy._acquire import DYING, OUT_OF_REACH, SLICE, in_words
+from onecopy.errors import BadNameError, ModelExistsError, ModelNotFoundError, ModelTimeoutError, UnshareableError
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, ModelKey, Place
 
@@ -116,30 +116,64 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
     return acquired
 
 
-def verify(place: Place, key: ModelKey) -> int:
-    checked: int = process.core_store(place).verify(_attach(place, key, None).mapping)
-    return checked
+def verify(place: Place, key: ModelKey) -> list[tuple[str | None, int]]:
+    """(version, bytes that were checked) of that version, or, where the key has none, of every version that is there."""
+    core = process.core_store(place)
+    versions = [key.version]
+    if key.version is None:
+        # The table shows the beginning of a long version: under that name alone nothing is found, and the error says so.
+        mine = [row for row in _rows(place, key.tag) if row["compatibility"] == _key.compatibility()]
+        versions = [row["version"] or None for row in mine] or [None]
+    return [(version, core.verify(_attach(place, key._replace(version=version), None).mapping)) for version in versions]
+
+
+def nothing(place: Place, key: ModelKey) -> ModelNotFoundError:
+    """That this is not there, what is there under the same tag, and how to ask for it."""
+    where = f"in namespace '{place.namespace}' ({process.core_store(place).path})"
+    rows = _rows(place, key.tag)
+    if not rows:
+        return ModelNotFoundError(f"no model {key} {where}: `onecopy ls` shows what is there")
+    there = ", ".join(_row_in_words(row) for row in rows)
+    asked = "" if key.version else " without a version"
+    same = [row["version"] for row in rows if row["compatibility"] == _key.compatibility()]
+    remedy = f". Pass version={same[0]!r}" if same and same[0] else ". Ask without a version" if same else ""
+    return ModelNotFoundError(f"no model {key}{asked} {where}; there is {there}{remedy}")
+
+
+def _row_in_words(row: dict[str, Any]) -> str:
+    version = f"version {row['version']!r}" if row["version"] else "one without a version"
+    foreign = row["compatibility"] != _key.compatibility()
+    return version + (f" of {row['compatibility']} (here: {_key.compatibility()})" if foreign else "")
+
+
+def _rows(place: Place, tag: str) -> list[dict[str, Any]]:
+    """What can be attached to under a tag, or will be."""
+    rows: list[dict[str, Any]] = process.core_store(place).list()
+    there = [row for row in rows if row["tag"] == tag and not row["unnamed"] and row["state"] in ("ready", "loading")]
+    return sorted(there, key=lambda row: str(row["version"]))
 
 
 def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
     store = process.core_store(place)
     patience = _core.Patience()
+    began = time.monotonic()
     while True:
-        step = store.acquire(_key.of(key), ("", 0), may_load=False)
+        try:
+            step = store.acquire(_key.of(key), NO_CONSTRUCTOR, may_load=False)
+        except ModelNotFoundError:
+            raise nothing(place, key) from None
         if isinstance(step, _core.Attached):
             process.note(step.mapping)
             return step
         if isinstance(step, _core.Private):
-            message = f"{key} is not shared: {step.reason or 'too small to be worth it'}"
+            message = f"{key} is not shared: {step.reason.removeprefix(process.QUIETLY) or 'too small to be worth it'}"
             raise UnshareableError(message)
         left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
         if left <= 0:
-            who = (
-                f"process {step.pid} ({step.name}) loads it"
-                if isinstance(step, _core.Waiting)
-                else "its holders are dying"
+            who = in_words(step) if isinstance(step, _core.Waiting) else "all who hold it are going away"
+            message = (
+                f"waited {time.monotonic() - began:.1f} s for {key}: {who}. Raise `timeout`, or look at that process"
             )
-            message = f"no time left for {key}: {who}. Raise `timeout`"
             raise ModelTimeoutError(message)
         if isinstance(step, _core.Waiting):
             given_up = patience.exhausted(step)
@@ -147,6 +181,9 @@ def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
                 message = f"{key} is not shared yet: {given_up}"
                 raise UnshareableError(message)
             store.wait(step, left)
+        elif time.monotonic() - began > DYING:
+            message = f"{key} is not shared: {OUT_OF_REACH}. `onecopy doctor` looks why"
+            raise UnshareableError(message)
         else:
             time.sleep(min(left, SLICE / 10))
 

@@ -38,6 +38,8 @@ OnUnshareable = Literal["warn", "raise"]
 
 #: Where POSIX shared memory lives, shm_overview(7).
 SHM = "/dev/shm"  # noqa: S108
+#: Before a reason in the table: nobody needs to hear it, the model is too small. Those who come later are told quietly.
+QUIETLY = "quietly: "
 #: Bytes of UTF-8 in a tag: the registry has room for so many (`store.rs`).
 MAX_TAG = 255
 

@@ -127,17 +127,17 @@ class Store:
         process.check_tag("tag", tag)
         rows = [row for row in self.list() if row.tag == tag]
         if not rows:
-            self._nothing(tag)
+            raise self._nothing(tag)
         return rows
 
     def verify(self, tag: str, *, version: str | None = None) -> int:
-        """Check every buffer of a model against its checksum; the number of bytes that were checked.
+        """Check every buffer of a model (of one version, if given) against its checksum; the number of bytes that were checked.
 
         Raises CorruptError, ModelNotFoundError.
         """
         from onecopy._verbs import verify
 
-        return verify(self.place, ModelKey.checked(tag, version))
+        return sum(checked for _, checked in verify(self.place, ModelKey.checked(tag, version)))
 
     def remove(self, tag: str, *, version: str | None = None) -> int:
         """Unname a tag at once (one version of it, if given); how many models that were.
@@ -149,7 +149,7 @@ class Store:
         ModelKey.checked(tag, version)
         removed: int = self._core().remove(tag, version)
         if not removed:
-            self._nothing(tag)
+            raise self._nothing(tag, version)
         return removed
 
     def sweep(self, *, dry_run: bool = False) -> _Swept:
@@ -160,9 +160,10 @@ class Store:
     def _core(self) -> Any:
         return process.core_store(self.place)
 
-    def _nothing(self, tag: str) -> None:
-        message = f"no model '{tag}' in namespace '{self.place.namespace}' ({self._core().path}): `onecopy ls` shows what is there"
-        raise ModelNotFoundError(message)
+    def _nothing(self, tag: str, version: str | None = None) -> ModelNotFoundError:
+        from onecopy._verbs import nothing
+
+        return nothing(self.place, ModelKey(tag, version or None))
 
     def __repr__(self) -> str:
         return f"Store({self.place.namespace!r}, directory={self.place.directory!r}, backend={self.place.backend!r})"
@@ -182,5 +183,5 @@ def _stored(row: dict[str, Any]) -> StoredModel:
         publisher=row["publisher"],
         since=row["since"],
         holders=tuple(row["holders"]),
-        reason=row["reason"],
+        reason=row["reason"].removeprefix(process.QUIETLY),
     )
