@@ -270,7 +270,7 @@ class Acquisition:
 
     def _private(self, obj: object, state: object, reason: str, *, quiet: bool) -> Acquired:
         if not quiet and self.on_unshareable == "warn":
-            _warn_once(self.place, self.key, "private", "%s is not shared: %s", self.key, reason)
+            _warn_once(self.place, self.key, "private", "%s is not shared: %s. %s", self.key, reason, self.key.instead)
         return Acquired(
             obj, state, self._info("private", "private", 0, 0, max(0, self.private_bytes), reason), None, quiet=quiet
         )

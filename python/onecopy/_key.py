@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: Of the skeleton's format.
 FORMAT = 1
 
+#: Bytes that the table has for a constructor's name: a longer one comes back cut, and must not look like another one.
+MAX_NAME = 143
+
 
 @functools.lru_cache(maxsize=1)
 def compatibility() -> str:
@@ -43,6 +46,7 @@ def describe(constructor: Any) -> tuple[str, int]:
     name = f"{module}.{named.__qualname__}"
     code = getattr(function, "__code__", None)
     digest = hashlib.blake2b(name.encode() if code is None else _code_bytes(code), digest_size=8)
+    name = name.encode(errors="replace")[:MAX_NAME].decode(errors="ignore")
     return name, int.from_bytes(digest.digest(), "little")
 
 

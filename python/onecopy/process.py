@@ -60,6 +60,11 @@ class ModelKey(NamedTuple):
     tag: str
     version: str | None = None
 
+    @property
+    def instead(self) -> str:
+        """For messages: what happens where the model is not shared."""
+        return "This process has a copy of its own"
+
     @classmethod
     def checked(cls, tag: str, version: str | None = None) -> ModelKey:
         """A key whose words can be used.
@@ -90,13 +95,13 @@ class Acquired:
         #: Private for a reason that nobody needs to hear: it is too small.
         self.quiet = quiet
 
-    def checked(self, on_unshareable: OnUnshareable) -> Acquired:
+    def checked(self, key: ModelKey, on_unshareable: OnUnshareable) -> Acquired:
         """Itself.
 
         Raises UnshareableError for a private model, where the caller wants that.
         """
         if on_unshareable == "raise" and self.info.role == "private" and not self.quiet:
-            message = f"{self.info.tag!r} is not shared: {self.info.reason}"
+            message = f"{key} is not shared: {self.info.reason}"
             raise UnshareableError(message)
         return self
 
@@ -314,7 +319,7 @@ def acquire(
     acquired = here.current()
     if acquired is not None:
         here.compare(place, constructor)
-        return acquired.checked(on_unshareable)
+        return acquired.checked(key, on_unshareable)
     deadline = None if timeout is None else time.monotonic() + timeout
     with here.entered(deadline):
         acquired = here.alive()
@@ -328,7 +333,7 @@ def acquire(
             )
             acquired, mapping = attempt.run()
             here.remember(acquired, mapping, linger, attempt.made_by)
-    return acquired.checked(on_unshareable)
+    return acquired.checked(key, on_unshareable)
 
 
 def _in_child() -> None:

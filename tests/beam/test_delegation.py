@@ -172,7 +172,6 @@ import logging, pickle
 from apache_beam.ml.inference.base import ModelHandler
 from apache_beam.internal import pickler
 from onecopy.beam import SharedMemoryModelHandler
-from onecopy.errors import BadNameError
 
 class Answer(ModelHandler):
     def load_model(self):

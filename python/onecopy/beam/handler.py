@@ -79,7 +79,8 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         ):
             raise ValueError(f"torch_num_threads must be a number above 0, 'auto' or None, not {torch_num_threads!r}")
         self._base = base
-        self._own_name = uuid.uuid4().hex
+        # For `onecopy ls`, a name that says something; 50 characters, because a tag has 255 bytes at most.
+        self._own_name = f"{type(base).__name__[:50]}-{uuid.uuid4().hex}"
         self._model_identifier = model_identifier
         self._on_unshareable = on_unshareable
         self._timeout = timeout
@@ -107,7 +108,8 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             model = self._share()
         elif switch.position() == "require":
             raise UnshareableError(
-                f"ONECOPY=require, but the model of {self._base!r} is not shared: {self._why_transparent}"
+                f"{self._wish('').words} is not shared: {self._why_transparent}. ONECOPY=require makes this an error; "
+                "ONECOPY=auto goes on with the handler as it is without the wrapper"
             )
         else:
             model = self._base.load_model()
@@ -174,19 +176,27 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
 
     def _share(self) -> Any:
         word = switch.position()
-        wish = sharing.Wish(
+        must = ""
+        if word == "require":
+            must = "ONECOPY=require"
+        elif word is None and self._on_unshareable == "raise":
+            must = 'on_unshareable="raise"'
+        wish = self._wish(must)
+        model = sharing.share(self._base, wish)
+        if self._model_identifier:
+            sharing.warn_of_namesakes(wish)
+        return model
+
+    def _wish(self, must: str) -> sharing.Wish:
+        return sharing.Wish(
             place=self._place,
             tag=self._model_identifier or self._own_name,
             owner=families.class_name(self._base),
             path=families.model_path(self._base, self._updated_path),
             timeout=self._timeout,
             linger=self._linger,
-            must=word == "require" or (word is None and self._on_unshareable == "raise"),
+            must=must,
         )
-        model = sharing.share(self._base, wish)
-        if self._model_identifier:
-            sharing.warn_of_namesakes(wish)
-        return model
 
     def _before_inference(self, given: Any) -> Any:
         came_with, model = loaded.find(given), loaded.unwrap(given)
