@@ -205,7 +205,7 @@ def test_nothing_is_unpickled_from_a_damaged_segment(namespace, offset, what):
 
 
 @pytest.mark.parametrize("damage", ["text", "short", "mode", "symlink", "directory"])
-def test_a_registry_that_is_not_ours_is_named_and_not_used(namespace, damage, tmp_path):
+def test_a_registry_that_is_not_ours_is_named_and_not_used(namespace, damage, tmp_path, caplog):
     path = registry(namespace)
     try:
         if damage == "text":
@@ -226,6 +226,12 @@ def test_a_registry_that_is_not_ours_is_named_and_not_used(namespace, damage, tm
             onecopy.Store(namespace).list()
         with pytest.raises((CorruptError, UntrustedError, OSError), match=str(path)):
             onecopy.Store(namespace).publish("model", Model(1.0))
+        # Whoever has a constructor goes on without sharing, and is told why.
+        holder = onecopy.Holder(lambda: Model(1.0), "model", store=onecopy.Store(namespace))
+        assert holder.acquire().total() > 0
+        (warning,) = caplog.messages
+        assert str(path) in warning
+        assert holder.info.role == "private"
     finally:
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
