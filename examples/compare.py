@@ -68,7 +68,7 @@ def _numbers(run: Run) -> list[str]:
 def _page_cache() -> str:
     """What a process pays that maps a safetensors file by itself: no onecopy, no Beam, other code."""
     script = Path(__file__).parent / "page_cache.py"
-    found: dict[str, Any] = json.loads(subprocess.check_output([sys.executable, script], env=os.environ))
+    found: dict[str, Any] = json.loads(subprocess.check_output([sys.executable, script, "--json"], env=os.environ))
     return (
         f"For free: a checkpoint that is used just as it lies on the disk can be mapped from the page cache. safetensors "
         f"with a model built on `meta`: {found['private'] / 1e6:.1f} MB private, the file's pages shared by all, "

@@ -140,6 +140,14 @@ def broken(namespace: str, tag: str) -> tuple[str, str]:
     return holder.info.role, holder.info.reason
 
 
+def small(namespace: str, tag: str) -> tuple[str, str]:
+    holder = onecopy.Holder(lambda: [1, 2], tag, store=onecopy.Store(namespace))
+    holder.acquire()
+    KEPT[tag] = holder
+    assert holder.info is not None
+    return holder.info.role, holder.info.reason
+
+
 def fails(namespace: str, tag: str, log: str, seconds: float = 0.0) -> str:
     """A constructor that raises."""
 
@@ -662,11 +670,10 @@ def _publish(namespace: str, tag: str, model: Any) -> int:
 
 def skeleton_of(namespace: str, tag: str) -> tuple[bytes, int, int]:
     """(skeleton, bytes of the mapping, start of its data) of a published model."""
-    from onecopy import _core
-    from onecopy._acquire import key_of
+    from onecopy import _core, _key
 
     store = process.core_store(process.Place(namespace))
-    attached = store.acquire(key_of(process.ModelKey(tag)), ("", 0), may_load=False)
+    attached = store.acquire(_key.of(process.ModelKey(tag)), ("", 0), may_load=False)
     assert isinstance(attached, _core.Attached)
     return attached.skeleton, attached.mapping.nbytes, attached.data_offset
 

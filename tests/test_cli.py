@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from processes import Other
 
 import onecopy
+from onecopy.cli import machine
 
 MIB = 1 << 20
 
@@ -75,6 +77,55 @@ def test_put_publishes_pinned_and_rm_frees(namespace, tmp_path):
     run(namespace, "rm", "numbers")
 
 
+def test_put_says_no_before_it_calls_the_constructor(namespace, tmp_path):
+    (tmp_path / "models.py").write_text(
+        "import pathlib, numpy\npathlib.Path('imported').touch()\ndef load():\n    return [numpy.ones(1 << 20)]\n"
+    )
+    with onecopy.Store(namespace).publish("taken", [np.ones(MIB)]):
+        for arguments, why in (
+            (("taken", "models:load"), f"process {os.getpid()} .* has it. Pass --replace to supersede it"),
+            (("new", "models:load", "--backend", "memfd"), "--backend posix or auto, not memfd"),
+            (("x" * 256, "models:load"), "256 bytes"),
+        ):
+            said = run(namespace, "put", *arguments, code=1, cwd=tmp_path)
+            assert re.search(why, said), said
+            assert "pin=True" not in said
+        assert not (tmp_path / "imported").exists()
+
+
+def test_put_names_the_function_and_its_holder_is_not_another(namespace, tmp_path):
+    (tmp_path / "models.py").write_text("import numpy\ndef load():\n    return [numpy.ones(1 << 20)]\n")
+    run(namespace, "put", "numbers", "models:load", cwd=tmp_path)
+    assert "made by models.load" in run(namespace, "show", "numbers")
+    script = "import models, onecopy, sys; onecopy.Holder(models.load, 'numbers', store=onecopy.Store(sys.argv[1])).acquire()"
+    done = subprocess.run([sys.executable, "-c", script, namespace], cwd=tmp_path, capture_output=True, check=True)
+    assert done.stderr == b""
+    run(namespace, "rm", "numbers")
+
+
+def test_options_may_stand_after_the_command(namespace):
+    with onecopy.Store(namespace).publish("arrays", [np.ones(MIB)]):
+        for arguments in (["--namespace", namespace, "ls"], ["ls", "--namespace", namespace]):
+            command = [sys.executable, "-m", "onecopy.cli", *arguments]
+            assert "arrays" in subprocess.check_output(command, text=True)
+
+
+def test_other_versions_are_named_and_all_are_verified(namespace):
+    store = onecopy.Store(namespace)
+    leases = [store.publish("arrays", [np.ones(MIB)], version=version) for version in ("v1", "v2")]
+    said = run(namespace, "rm", "arrays", "--version", "v3", code=3)
+    assert "no model 'arrays' (version 'v3')" in said
+    assert "version 'v1', version 'v2'. Pass --version 'v1'" in said
+    assert "--version 'v1'" in run(namespace, "verify", "arrays", "--version", "v3", code=3)
+    assert run(namespace, "verify", "arrays").splitlines() == [
+        f"arrays version {version}: {8 * MIB} bytes agree with their checksums" for version in ("v1", "v2")
+    ]
+    with pytest.raises(onecopy.errors.ModelNotFoundError, match=r"'arrays' without a version .* Pass version='v1'"):
+        store.attach("arrays")
+    for lease in leases:
+        lease.release()
+
+
 @pytest.mark.parametrize("backend", ["memfd", "posix"])
 def test_sweep_tells_before_and_does_after(namespace, backend):
     other = Other()
@@ -85,6 +136,7 @@ def test_sweep_tells_before_and_does_after(namespace, backend):
     would = run(namespace, "sweep", "--dry-run")
     assert "would remove process" in would
     assert "would remove segment 't': no living process holds it" in would
+    assert "nobody uses it" in would
     assert files(namespace) == before
     done = run(namespace, "sweep")
     assert "removed segment 't': no living process holds it" in done
@@ -97,7 +149,7 @@ def test_a_segment_that_no_registry_knows(namespace):
     other("publish", namespace, "t", backend="posix")
     (registry,) = [name for name in files(namespace) if name.endswith(namespace)]
     Path("/dev/shm", registry).unlink()
-    # In use: whatever the tables say, it stays.
+    # In use: whatever the tables say, it stays. So does a registry that a living process is in.
     assert "nothing to remove" in run(namespace, "sweep")
     other.kill()
     other.close()
@@ -113,6 +165,26 @@ def test_doctor(namespace):
     findings = json.loads(run(namespace, "doctor", "--json"))
     assert [finding["what"] for finding in findings if not finding["good"]] == []
     assert "ok    memfd_create works" in run(namespace, "doctor")
+
+
+def test_doctor_looks_at_the_directory(namespace):
+    home = Path(__file__).parent
+    kind = machine.filesystem(str(home))
+    if kind in machine.IN_MEMORY:
+        pytest.skip("the checkout is in memory here")
+    said = run(namespace, "--directory", str(home), "doctor", code=1)
+    assert f"{home} is on {kind}, no tmpfs" in said
+    assert "ONECOPY_DIR" in said
+
+
+def test_doctor_reads_the_mount_that_is_on_top(monkeypatch):
+    mounts = r"""1 0 0:1 / / rw - ext4 /dev/sda rw
+2 1 0:2 / /dev rw - devtmpfs none rw
+3 2 0:3 / /dev/a\040b rw shared:1 - tmpfs none rw
+4 2 0:4 / /dev/a\040b rw - xfs none rw"""
+    monkeypatch.setattr(machine, "_read", lambda _: mounts)
+    found = [machine.filesystem(path) for path in ("/", "/home", "/dev/null", "/dev/a b/c")]
+    assert found == ["ext4", "ext4", "devtmpfs", "xfs"]
 
 
 def test_the_command_line_is_checked(namespace):

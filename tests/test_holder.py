@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import pickle
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,33 @@ def log(tmp_path: Path) -> str:
 
 def holder_of(namespace: str, log: str, tag: str = "model", **options: Any) -> onecopy.Holder[Model]:
     return onecopy.Holder(lambda: counted(log), tag, store=onecopy.Store(namespace), **options)
+
+
+#: A program with a pool: in its children its own module is `__mp_main__`.
+SPAWNING = """
+import multiprocessing, sys
+sys.path.insert(0, sys.argv[1])
+import onecopy
+from tasks import counted
+
+def good():
+    return counted(sys.argv[3])
+
+def role(holder):
+    with holder:
+        return holder.info.role
+
+if __name__ == "__main__":
+    holder = onecopy.Holder(good, "model", store=onecopy.Store(sys.argv[2]))
+    with holder, multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(holder.info.role, pool.apply(role, (holder,)))
+        pool.close()
+        pool.join()
+"""
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
 class TestOneProcess:
@@ -91,6 +124,40 @@ class TestOneProcess:
         assert holder.info.role == "publisher"
         assert holder.info.shared_bytes >= 512 * 1024 * 8
 
+    def test_another_constructor_in_this_process_is_named_once(self, namespace, log, caplog):
+        store = onecopy.Store(namespace)
+
+        def first() -> Model:
+            return counted(log)
+
+        def second() -> Model:
+            return counted(log, 2.0)
+
+        holder = onecopy.Holder(first, "model", store=store)
+        model = holder.acquire()
+        again = types.FunctionType(first.__code__.replace(co_firstlineno=1), globals(), closure=first.__closure__)
+        again.__qualname__ = first.__qualname__
+        for same in (first, functools.partial(first), again):
+            assert onecopy.Holder(same, "model", store=store).acquire() is model
+        assert warnings(caplog) == []
+        for _ in range(2):
+            assert onecopy.Holder(second, "model", store=store).acquire() is model
+        (warning,) = warnings(caplog)
+        assert re.search(r"'model' was made by \S+\.first, and is asked for with \S+\.second:", warning)
+        assert loads(log) == 1
+
+    def test_a_constructor_is_not_kept(self, namespace, log):
+        def constructor() -> Model:
+            return counted(log)
+
+        holder = onecopy.Holder(constructor, "model", store=onecopy.Store(namespace))
+        model = holder.acquire()
+        gone = weakref.ref(constructor)
+        del constructor, holder
+        gc.collect()
+        assert gone() is None
+        assert model.total() > 0
+
     def test_its_own_tag_inside_its_constructor_raises(self, namespace):
         holder = onecopy.Holder(lambda: holder.acquire(), "model", store=onecopy.Store(namespace))  # noqa: PLW0108
         with pytest.raises(RecursionInConstructorError, match="asked for 'model' itself"):
@@ -114,9 +181,8 @@ class TestOneProcess:
         holder.acquire()
         holder.release()
         holder.acquire()
-        warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-        assert len(warnings) == 1
-        assert "lock" in warnings[0].getMessage()
+        (warning,) = warnings(caplog)
+        assert "lock" in warning
         assert "lock" in holder.info.reason
 
     def test_on_unshareable_raise(self, namespace):
@@ -185,8 +251,37 @@ class TestOneProcess:
 
     @pytest.mark.parametrize("tag", ["", "x" * 256, "nul\0"])
     def test_a_tag_that_cannot_be_used(self, namespace, tag):
-        with pytest.raises(BadNameError, match="255"):
-            onecopy.Holder(dict, tag, store=onecopy.Store(namespace)).acquire()
+        with pytest.raises(BadNameError, match="255") as told:
+            onecopy.Holder(dict, tag, store=onecopy.Store(namespace))
+        assert ("`version`" in str(told.value)) == (len(tag) > 255)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"tag": 5}, "tag must be a str, not 5"),
+            ({"version": 1}, "version must be a str, not 1"),
+            ({"constructor": [1]}, "constructor must be a function that makes the model, not a list"),
+            ({"timeout": "5"}, "timeout must be seconds, 0 or more, or None, not '5'"),
+            ({"linger": "long"}, "linger must be seconds, 0 or more, or None, not 'long'"),
+        ],
+    )
+    def test_an_argument_of_another_kind(self, arguments, words):
+        with pytest.raises(TypeError, match=words):
+            onecopy.Holder(**{"constructor": dict, "tag": "model", **arguments})
+
+    @pytest.mark.parametrize("verb", ["attach", "show", "verify", "remove", "publish", "acquire"])
+    def test_a_verb_with_a_tag_of_another_kind(self, namespace, verb):
+        verb_of = getattr(onecopy.Store(namespace), verb)
+        with pytest.raises(TypeError, match="tag must be a str, not 5"):
+            verb_of(5, *{"publish": [{}], "acquire": [dict]}.get(verb, []))
+
+    def test_a_line_break_in_a_tag_is_none_in_a_message(self, namespace, caplog):
+        holder = onecopy.Holder(lambda: [threading.Lock(), np.ones(1 << 20)], "a\nb", store=onecopy.Store(namespace))
+        with caplog.at_level(logging.INFO, "onecopy"):
+            holder.acquire()
+        assert caplog.messages
+        assert all("\n" not in message for message in caplog.messages)
+        assert "'a\\nb' is not shared" in warnings(caplog)[0]
 
     def test_a_tag_that_is_not_utf8(self, namespace):
         with pytest.raises(BadNameError, match="UTF-8"):
@@ -200,7 +295,7 @@ class TestOneProcess:
 
     def test_a_namespace_that_would_be_a_path(self):
         with pytest.raises(BadNameError, match="namespace"):
-            onecopy.Store("../x").list()
+            onecopy.Store("../x")
 
 
 class TestSeveralProcesses:
@@ -282,7 +377,7 @@ class TestSeveralProcesses:
         with Other() as one:
             one.start("acquire", namespace, "model", log, seconds=600.0)
             wait_until(lambda: loads(log) == 1)
-            with pytest.raises(ModelTimeoutError, match=f"process {one.pid} .* loads it since"):
+            with pytest.raises(ModelTimeoutError, match=f"process {one.pid} .* has been loading it for"):
                 holder_of(namespace, log, timeout=0.2).acquire()
             one.kill()
 
@@ -315,13 +410,37 @@ class TestSeveralProcesses:
 
     def test_another_constructor_under_the_tag_is_named(self, namespace, log, caplog):
         with Other() as one:
+            one("acquire", namespace, "model", log)
+            for _ in range(2):
+                holder_of(namespace, log).acquire()
+            assert loads(log) == 1
+            (warning,) = warnings(caplog)
+            assert "'model' was made by tasks.acquire.<locals>.<lambda>" in warning
+            assert "asked for with test_holder.holder_of.<locals>.<lambda>" in warning
+
+    def test_what_was_published_has_no_constructor_that_could_be_another(self, namespace, log, caplog):
+        with Other() as one:
             one("publish", namespace, "model")
+            assert onecopy.Store(namespace).show("model")[0].constructor == ""
             holder = holder_of(namespace, log)
             holder.acquire()
-            assert loads(log) == 0
-            warning = next(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
-            assert "tasks.Model" in warning
-            assert "holder_of.<locals>.<lambda>" in warning
+            assert holder.info.role == "attacher"
+        assert holder_of(namespace, log).acquire() is holder.acquire()
+        assert warnings(caplog) == []
+
+    def test_a_spawned_child_has_the_constructor_of_its_parent(self, namespace, log, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(SPAWNING)
+        command = [sys.executable, str(script), str(Path(__file__).parent), namespace, log]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["publisher", "attacher"]
+        assert done.stderr == ""
+
+    def test_who_learns_that_it_is_too_small_is_told_why_quietly(self, namespace, log):
+        with Other() as one, Other() as two:
+            assert one("small", namespace, "model") == ("private", two("small", namespace, "model")[1])
+            assert "not worth a segment" in two("small", namespace, "model")[1]
+            assert two.close() == one.close() == ""
 
     def test_versions_are_different_models(self, namespace, log):
         with Other() as one, Other() as two:

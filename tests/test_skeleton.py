@@ -71,7 +71,7 @@ UNPICKLABLE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "generator": (lambda: {"data": weights(), "next": (i for i in ())}, r"generator.*\(at \['next'\]\)"),
     "own_reduce": (lambda: (weights(), Refusing()), r"RuntimeError: no, thank you \(at \[1\]\)"),
-    "itself": (Refusing, r"RuntimeError: no, thank you$"),
+    "itself": (Refusing, r"RuntimeError: no, thank you\. To share it, leave that out"),
 }
 
 

@@ -56,6 +56,17 @@ def test_publish_over_a_tag_says_who_has_it(store, namespace):
             store.publish("model", Model(2.0))
 
 
+def test_publish_over_a_tag_leaves_the_object_alone(store, namespace):
+    class Watched(Model):
+        def __reduce_ex__(self, protocol):
+            raise AssertionError("taken apart")
+
+    with Other() as other:
+        other("publish", namespace, "model", 1.0)
+        with pytest.raises(ModelExistsError):
+            store.publish("model", Watched(2.0))
+
+
 def test_a_replaced_generation_lives_until_its_last_lease(store, namespace):
     with Other() as old, Other() as new:
         value = old("publish", namespace, "model", 1.0)[0]
@@ -194,7 +205,7 @@ def test_nothing_is_unpickled_from_a_damaged_segment(namespace, offset, what):
 
 
 @pytest.mark.parametrize("damage", ["text", "short", "mode", "symlink", "directory"])
-def test_a_registry_that_is_not_ours_is_named_and_not_used(namespace, damage, tmp_path):
+def test_a_registry_that_is_not_ours_is_named_and_not_used(namespace, damage, tmp_path, caplog):
     path = registry(namespace)
     try:
         if damage == "text":
@@ -215,6 +226,12 @@ def test_a_registry_that_is_not_ours_is_named_and_not_used(namespace, damage, tm
             onecopy.Store(namespace).list()
         with pytest.raises((CorruptError, UntrustedError, OSError), match=str(path)):
             onecopy.Store(namespace).publish("model", Model(1.0))
+        # Whoever has a constructor goes on without sharing, and is told why.
+        holder = onecopy.Holder(lambda: Model(1.0), "model", store=onecopy.Store(namespace))
+        assert holder.acquire().total() > 0
+        (warning,) = caplog.messages
+        assert str(path) in warning
+        assert holder.info.role == "private"
     finally:
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
@@ -250,7 +267,9 @@ def test_a_missing_directory_means_private(namespace, caplog):
     holder = onecopy.Holder(lambda: Model(1.0), "model", store=onecopy.Store(namespace, directory="/nowhere/at/all"))
     assert holder.acquire().total() > 0
     assert holder.info.role == "private"
-    assert "/nowhere/at/all" in holder.info.reason
+    assert "open /nowhere/at/all: No such file or directory. Make that directory" in holder.info.reason
+    assert "os error" not in holder.info.reason
+    assert "Errno" not in holder.info.reason
 
 
 def test_the_registry_file_may_vanish(store, namespace):

@@ -23,7 +23,7 @@ from onecopy.errors import (
     UntrustedError,
 )
 from onecopy.info import ModelInfo
-from onecopy.process import Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
+from onecopy.process import QUIETLY, Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,8 @@ SLICE = 0.1
 REPORT = 60.0
 #: Seconds in which a process that is dying gives its locks back: 60 ms for each private GiB, and a core dump.
 DYING = 30.0
+#: Why they are given up then.
+OUT_OF_REACH = "those who hold it cannot be reached through /proc"
 #: How often a load may be for nothing, because its tag was replaced or removed meanwhile.
 RELOADS = 2
 #: What sharing may fail of: the model is loaded privately then, with one warning that names the place and the remedy.
@@ -78,6 +80,8 @@ class Acquisition:
         self.state = state
         self.without_sharing = without_sharing or (lambda load: load())
         self.constructor_id = _key.describe(constructor)
+        #: What made the object that this process uses in the end: our constructor, or that of another process.
+        self.made_by = self.constructor_id
         self.began = time.monotonic()
         self.wait_seconds = 0.0
         self.load_seconds = 0.0
@@ -91,7 +95,8 @@ class Acquisition:
         except ENVIRONMENT as error:
             return self._privately(str(error)), None
         if isinstance(step, _core.Private):
-            return self._privately(step.reason, quiet=step.unshareable and not step.reason), None
+            quiet = step.unshareable and (not step.reason or step.reason.startswith(QUIETLY))
+            return self._privately(step.reason.removeprefix(QUIETLY), quiet=quiet), None
         if isinstance(step, _core.Loading):
             return self._load(step)
         return self._attach(step)
@@ -113,13 +118,7 @@ class Acquisition:
                     if given_up:
                         return _core.Private(given_up)
                     if time.monotonic() - began > next_report:
-                        logger.info(
-                            "waiting for %s: process %d (%s) loads it since %.0f s",
-                            self.key,
-                            step.pid,
-                            step.name,
-                            time.time() - step.since,
-                        )
+                        logger.info("waiting for %s: %s", self.key, in_words(step))
                         next_report += REPORT
                     store.wait(step, min(SLICE, left))
                 elif isinstance(step, _core.Again):
@@ -127,7 +126,7 @@ class Acquisition:
                     if time.monotonic() - began > DYING or (
                         self.deadline is not None and time.monotonic() > self.deadline
                     ):
-                        return _core.Private("those who hold it cannot be reached through /proc")
+                        return _core.Private(OUT_OF_REACH)
                     time.sleep(SLICE / 10)
                 else:
                     return step
@@ -141,8 +140,8 @@ class Acquisition:
         if left > 0:
             return left
         message = (
-            f"waited {time.monotonic() - self.began:.1f} s for {self.key}: process {loader.pid} ({loader.name}) loads it "
-            f"since {time.time() - loader.since:.1f} s. Raise `timeout`, or look at that process"
+            f"waited {time.monotonic() - self.began:.1f} s for {self.key}: {in_words(loader)}. "
+            "Raise `timeout`, or look at that process"
         )
         raise ModelTimeoutError(message)
 
@@ -225,11 +224,12 @@ class Acquisition:
             used = self.without_sharing(lambda: obj)
         finally:
             # Only now do the others learn of it: what `without_sharing` set up is there when they come.
-            _end(store, loading, how, "" if silent else reason)
+            _end(store, loading, how, QUIETLY + reason if silent else reason)
         return self._private(used, state, reason, quiet=silent)
 
     def _attach(self, attached: Any) -> tuple[Acquired, Any]:
-        self._compare_constructors(attached)
+        if attached.constructor != self.constructor_id:
+            warn_of_another(self.place, self.key, attached.constructor, self.constructor_id)
         note(attached.mapping)
         attached.mapping.prefault()
         try:
@@ -239,6 +239,7 @@ class Acquisition:
         info = self._info(
             "attacher", attached.backend, attached.generation, attached.shared_bytes, len(attached.skeleton)
         )
+        self.made_by = attached.constructor
         logger.info(
             "attached %s: %.1f MB shared in %.4f s (waited %.2f s), generation %d, %s, process %d",
             self.key,
@@ -253,20 +254,6 @@ class Acquisition:
 
     def _shared(self, obj: object, state: object, info: ModelInfo, mapping: Any) -> tuple[Acquired, Any]:
         return Acquired(obj, state, info, mapping.hold(self.linger)), mapping
-
-    def _compare_constructors(self, attached: Any) -> None:
-        name, code_hash = attached.constructor
-        if (name, code_hash) == self.constructor_id or not name:
-            return
-        mine = self.constructor_id[0]
-        difference = f"published by {name}" if name != mine else f"published by other code under the name {name}"
-        self._warn_once(
-            "constructor",
-            "%s was %s, and is asked for with %s: the published one is used. Give them different tags or versions",
-            self.key,
-            difference,
-            mine,
-        )
 
     def _privately(self, reason: str, *, quiet: bool = False) -> Acquired:
         """Loads for this process alone, without anybody's help."""
@@ -283,15 +270,10 @@ class Acquisition:
 
     def _private(self, obj: object, state: object, reason: str, *, quiet: bool) -> Acquired:
         if not quiet and self.on_unshareable == "warn":
-            self._warn_once("private", "%s is not shared: %s", self.key, reason)
+            _warn_once(self.place, self.key, "private", "%s is not shared: %s. %s", self.key, reason, self.key.instead)
         return Acquired(
             obj, state, self._info("private", "private", 0, 0, max(0, self.private_bytes), reason), None, quiet=quiet
         )
-
-    def _warn_once(self, kind: str, message: str, *details: object) -> None:
-        if (self.place, self.key, kind) not in _warned:
-            _warned.add((self.place, self.key, kind))
-            logger.warning(message, *details)
 
     def _info(
         self, role: Any, backend: Any, generation: int, shared_bytes: int, private_bytes: int, reason: str = ""
@@ -312,6 +294,34 @@ class Acquisition:
         )
 
 
+def warn_of_another(place: Place, key: ModelKey, made_by: tuple[str, int], mine: tuple[str, int]) -> None:
+    """Says, once, that the model is not what our constructor makes. An object that was published has no constructor."""
+    name = made_by[0]
+    if not name:
+        return
+    difference = f"made by {name}" if name != mine[0] else f"made by other code under the name {name}"
+    _warn_once(
+        place,
+        key,
+        "constructor",
+        "%s was %s, and is asked for with %s: the one that is there is used. Give them different tags or versions",
+        key,
+        difference,
+        mine[0],
+    )
+
+
+def in_words(loader: Any) -> str:
+    """Who loads, and for how long: `loader` is a `Waiting`."""
+    return f"process {loader.pid} ({loader.name}) has been loading it for {max(0.0, time.time() - loader.since):.1f} s"
+
+
+def _warn_once(place: Place, key: ModelKey, kind: str, message: str, *details: object) -> None:
+    if (place, key, kind) not in _warned:
+        _warned.add((place, key, kind))
+        logger.warning(message, *details)
+
+
 def _end(store: Any, loading: Any, how: str, reason: str) -> None:
     # Where the registry does not answer, the others see this process die, or lose patience; our caller has his answer.
     with contextlib.suppress(OneCopyError):
@@ -325,4 +335,3 @@ def anonymous_bytes() -> int:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) << 10
     return 0
-

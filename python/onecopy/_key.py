@@ -9,13 +9,14 @@ from importlib import metadata
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
-from onecopy.errors import BadNameError
-
 if TYPE_CHECKING:
     from onecopy.process import ModelKey
 
 #: Of the skeleton's format.
 FORMAT = 1
+
+#: Bytes that the table has for a constructor's name: a longer one comes back cut, and must not look like another one.
+MAX_NAME = 143
 
 
 @functools.lru_cache(maxsize=1)
@@ -31,30 +32,37 @@ def compatibility() -> str:
 
 
 def of(key: ModelKey) -> tuple[str, str, str]:
-    """Tag, version and compatibility, as the core has them.
-
-    Raises BadNameError for what is not UTF-8; other limits are the core's to check.
-    """
-    try:
-        f"{key.tag}{key.version}".encode()
-    except UnicodeEncodeError as error:
-        message = f"{key!r}: it cannot be written as UTF-8 ({error.reason})"
-        raise BadNameError(message) from None
+    """Tag, version and compatibility, as the core has them."""
     return key.tag, key.version or "", compatibility()
 
 
 def describe(constructor: Any) -> tuple[str, int]:
     """Qualified name and code hash of a constructor; the hash is the same in every process that runs the same code."""
-    function = constructor
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
+    function = _function(constructor)
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(named, "__module__", None) or "?"
+    if module == "__mp_main__":  # the same script, as a spawned child of multiprocessing has it
+        module = "__main__"
     name = f"{module}.{named.__qualname__}"
     code = getattr(function, "__code__", None)
     digest = hashlib.blake2b(name.encode() if code is None else _code_bytes(code), digest_size=8)
+    name = name.encode(errors="replace")[:MAX_NAME].decode(errors="ignore")
     return name, int.from_bytes(digest.digest(), "little")
+
+
+def code_of(constructor: Any) -> object:
+    """What two constructors that do the same have in common, without describing them: their code, or their class."""
+    function = _function(constructor)
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        return code
+    return function if hasattr(function, "__qualname__") else type(function)
+
+
+def _function(constructor: Any) -> Any:
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
+    return getattr(constructor, "__func__", constructor)
 
 
 def _code_bytes(code: CodeType) -> bytes:

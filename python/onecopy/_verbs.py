@@ -8,15 +8,54 @@ import time
 from typing import Any
 
 from onecopy import _core, _key, _publish, process, skeleton
-from onecopy._acquire import SLICE
-from onecopy.errors import ModelTimeoutError, UnshareableError
+from onecopy._acquire import DYING, OUT_OF_REACH, SLICE, in_words
+from onecopy.errors import BadNameError, ModelExistsError, ModelNotFoundError, ModelTimeoutError, UnshareableError
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, ModelKey, Place
 
 logger = logging.getLogger("onecopy")
 
 
-def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: bool) -> Acquired:
+#: Of an object that was published: nobody says how it is made, so no constructor is another one than its.
+NO_CONSTRUCTOR = ("", 0)
+
+
+def refuse(place: Place, key: ModelKey, *, pin: bool, replace: bool) -> None:
+    """What can be said before the object is made or taken apart. The core looks again when it matters.
+
+    Raises BadNameError for a backend that cannot pin, ModelExistsError for a tag that is taken.
+    """
+    if pin and place.backend == "memfd":
+        message = 'a pinned model outlives its holders, and no memfd does: backend="posix" or "auto", not "memfd"'
+        raise BadNameError(message)
+    if replace:
+        return
+    for row in process.core_store(place).list():
+        if (row["tag"], row["version"], row["compatibility"]) != _key.of(key) or row["unnamed"]:
+            continue
+        if row["state"] == "loading" and row["publisher"]:
+            who = f"process {row['publisher'][0]} ({row['publisher'][1]}) is loading it"
+        elif row["state"] == "ready" and row["holders"]:
+            pid, name = row["publisher"] if row["publisher"] in row["holders"] else row["holders"][0]
+            who = f"process {pid} ({name}) has it"
+        elif row["state"] == "ready" and row["pinned"]:
+            who = "it is pinned"
+        else:
+            continue
+        message = f"{key} exists in namespace '{place.namespace}': {who}. Pass replace=True to supersede it"
+        raise ModelExistsError(message)
+
+
+def publish(
+    place: Place,
+    key: ModelKey,
+    obj: object,
+    *,
+    pin: bool,
+    replace: bool,
+    made_by: tuple[str, int] = NO_CONSTRUCTOR,
+) -> Acquired:
+    refuse(place, key, pin=pin, replace=replace)
     began = time.monotonic()
     store = process.core_store(place)
     try:
@@ -24,7 +63,7 @@ def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: boo
             store,
             place,
             key,
-            (f"{type(obj).__module__}.{type(obj).__qualname__}", 0),
+            made_by,
             (obj, None),
             pin=pin,
             replace=replace,
@@ -45,7 +84,7 @@ def publish(place: Place, key: ModelKey, obj: object, *, pin: bool, replace: boo
         info.backend,
         os.getpid(),
     )
-    return _remembered(place, key, rebuilt, info, attached.mapping)
+    return _remembered(place, key, rebuilt, info, attached.mapping, made_by)
 
 
 def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
@@ -64,7 +103,7 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
             message = f"{key} cannot be rebuilt in this process: {type(error).__name__}: {error}"
             raise UnshareableError(message) from error
         info = _info(place, key, "attacher", attached, attached.generation, len(attached.skeleton), began)
-        acquired = _remembered(place, key, obj, info, attached.mapping)
+        acquired = _remembered(place, key, obj, info, attached.mapping, attached.constructor)
     logger.info(
         "attached %s: %.1f MB shared in %.4f s, generation %d, %s, process %d",
         key,
@@ -77,30 +116,64 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
     return acquired
 
 
-def verify(place: Place, key: ModelKey) -> int:
-    checked: int = process.core_store(place).verify(_attach(place, key, None).mapping)
-    return checked
+def verify(place: Place, key: ModelKey) -> list[tuple[str | None, int]]:
+    """(version, bytes that were checked) of that version, or, where the key has none, of every version that is there."""
+    core = process.core_store(place)
+    versions = [key.version]
+    if key.version is None:
+        # The table shows the beginning of a long version: under that name alone nothing is found, and the error says so.
+        mine = [row for row in _rows(place, key.tag) if row["compatibility"] == _key.compatibility()]
+        versions = [row["version"] or None for row in mine] or [None]
+    return [(version, core.verify(_attach(place, key._replace(version=version), None).mapping)) for version in versions]
+
+
+def nothing(place: Place, key: ModelKey) -> ModelNotFoundError:
+    """That this is not there, what is there under the same tag, and how to ask for it."""
+    where = f"in namespace '{place.namespace}' ({process.core_store(place).path})"
+    rows = _rows(place, key.tag)
+    if not rows:
+        return ModelNotFoundError(f"no model {key} {where}: `onecopy ls` shows what is there")
+    there = ", ".join(_row_in_words(row) for row in rows)
+    asked = "" if key.version else " without a version"
+    same = [row["version"] for row in rows if row["compatibility"] == _key.compatibility()]
+    remedy = f". Pass version={same[0]!r}" if same and same[0] else ". Ask without a version" if same else ""
+    return ModelNotFoundError(f"no model {key}{asked} {where}; there is {there}{remedy}")
+
+
+def _row_in_words(row: dict[str, Any]) -> str:
+    version = f"version {row['version']!r}" if row["version"] else "one without a version"
+    foreign = row["compatibility"] != _key.compatibility()
+    return version + (f" of {row['compatibility']} (here: {_key.compatibility()})" if foreign else "")
+
+
+def _rows(place: Place, tag: str) -> list[dict[str, Any]]:
+    """What can be attached to under a tag, or will be."""
+    rows: list[dict[str, Any]] = process.core_store(place).list()
+    there = [row for row in rows if row["tag"] == tag and not row["unnamed"] and row["state"] in ("ready", "loading")]
+    return sorted(there, key=lambda row: str(row["version"]))
 
 
 def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
     store = process.core_store(place)
     patience = _core.Patience()
+    began = time.monotonic()
     while True:
-        step = store.acquire(_key.of(key), ("", 0), may_load=False)
+        try:
+            step = store.acquire(_key.of(key), NO_CONSTRUCTOR, may_load=False)
+        except ModelNotFoundError:
+            raise nothing(place, key) from None
         if isinstance(step, _core.Attached):
             process.note(step.mapping)
             return step
         if isinstance(step, _core.Private):
-            message = f"{key} is not shared: {step.reason or 'too small to be worth it'}"
+            message = f"{key} is not shared: {step.reason.removeprefix(process.QUIETLY) or 'too small to be worth it'}"
             raise UnshareableError(message)
         left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
         if left <= 0:
-            who = (
-                f"process {step.pid} ({step.name}) loads it"
-                if isinstance(step, _core.Waiting)
-                else "its holders are dying"
+            who = in_words(step) if isinstance(step, _core.Waiting) else "all who hold it are going away"
+            message = (
+                f"waited {time.monotonic() - began:.1f} s for {key}: {who}. Raise `timeout`, or look at that process"
             )
-            message = f"no time left for {key}: {who}. Raise `timeout`"
             raise ModelTimeoutError(message)
         if isinstance(step, _core.Waiting):
             given_up = patience.exhausted(step)
@@ -108,13 +181,18 @@ def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
                 message = f"{key} is not shared yet: {given_up}"
                 raise UnshareableError(message)
             store.wait(step, left)
+        elif time.monotonic() - began > DYING:
+            message = f"{key} is not shared: {OUT_OF_REACH}. `onecopy doctor` looks why"
+            raise UnshareableError(message)
         else:
             time.sleep(min(left, SLICE / 10))
 
 
-def _remembered(place: Place, key: ModelKey, obj: object, info: ModelInfo, mapping: Any) -> Acquired:
+def _remembered(
+    place: Place, key: ModelKey, obj: object, info: ModelInfo, mapping: Any, made_by: tuple[str, int]
+) -> Acquired:
     acquired = Acquired(obj, None, info, mapping.hold(0.0))
-    process.slot(place, key).remember(acquired, mapping, 0.0)
+    process.slot(place, key).remember(acquired, mapping, 0.0, made_by)
     return acquired
 
 

@@ -63,5 +63,9 @@ class RecursionInConstructorError(OneCopyError, RuntimeError):
 class SystemCallError(OneCopyError, OSError):
     """The kernel refused a call."""
 
+    def __str__(self) -> str:
+        # Rust's words for the errno end with its number, and OSError's begin with it: neither helps a reader.
+        return (self.strerror or super().__str__()).replace(f" (os error {self.errno})", "")
+
 
 __all__ = [name for name, thing in list(globals().items()) if isinstance(thing, type)]

@@ -53,8 +53,9 @@ class Holder(Generic[T]):
             raise ValueError(message)
         process.check_seconds("timeout", timeout)
         process.check_seconds("linger", linger)
+        process.check_callable(constructor)
         self._constructor = constructor
-        self._key = ModelKey(tag, version or None)
+        self._key = ModelKey.checked(tag, version)
         self._place = store.place if store is not None else Place()
         self._timeout = timeout
         self._linger = linger

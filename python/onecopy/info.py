@@ -46,7 +46,7 @@ class StoredModel:
     pinned: bool
     backend: str | None
     shared_bytes: int
-    #: Qualified name of the constructor that published it.
+    #: Qualified name of the constructor that made it; empty where an object was published.
     constructor: str
     #: (pid, name) of the process that loads it, or that published it, while that lives.
     publisher: tuple[int, str] | None

@@ -8,6 +8,8 @@ counted, and letting go takes no lock: it may happen in a finalizer, in the midd
 from __future__ import annotations
 
 import atexit
+import errno
+import numbers
 import os
 import sys
 import threading
@@ -17,7 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from onecopy.errors import ModelTimeoutError, RecursionInConstructorError, UnshareableError
+from onecopy import _key
+from onecopy.errors import (
+    BadNameError,
+    ModelTimeoutError,
+    RecursionInConstructorError,
+    SystemCallError,
+    UnshareableError,
+)
 
 if TYPE_CHECKING:
     from onecopy._core import Hold, Mapping
@@ -29,6 +38,10 @@ OnUnshareable = Literal["warn", "raise"]
 
 #: Where POSIX shared memory lives, shm_overview(7).
 SHM = "/dev/shm"  # noqa: S108
+#: Before a reason in the table: nobody needs to hear it, the model is too small. Those who come later are told quietly.
+QUIETLY = "quietly: "
+#: Bytes of UTF-8 in a tag: the registry has room for so many (`store.rs`).
+MAX_TAG = 255
 
 
 class Place(NamedTuple):
@@ -47,8 +60,25 @@ class ModelKey(NamedTuple):
     tag: str
     version: str | None = None
 
+    @property
+    def instead(self) -> str:
+        """For messages: what happens where the model is not shared."""
+        return "This process has a copy of its own"
+
+    @classmethod
+    def checked(cls, tag: str, version: str | None = None) -> ModelKey:
+        """A key whose words can be used.
+
+        Raises TypeError for what is no text, BadNameError for a text that is no tag, or no version.
+        """
+        check_tag("tag", tag)
+        if version is not None:
+            check_text("version", version)
+        return cls(tag, version or None)
+
     def __str__(self) -> str:
-        return f"'{self.tag}'" + (f" (version '{self.version}')" if self.version else "")
+        # By repr: a line break in a tag is none in a message.
+        return repr(self.tag) + (f" (version {self.version!r})" if self.version else "")
 
 
 class Acquired:
@@ -65,13 +95,13 @@ class Acquired:
         #: Private for a reason that nobody needs to hear: it is too small.
         self.quiet = quiet
 
-    def checked(self, on_unshareable: OnUnshareable) -> Acquired:
+    def checked(self, key: ModelKey, on_unshareable: OnUnshareable) -> Acquired:
         """Itself.
 
         Raises UnshareableError for a private model, where the caller wants that.
         """
         if on_unshareable == "raise" and self.info.role == "private" and not self.quiet:
-            message = f"'{self.info.tag}' is not shared: {self.info.reason}"
+            message = f"{key} is not shared: {self.info.reason}"
             raise UnshareableError(message)
         return self
 
@@ -95,6 +125,10 @@ class Slot:
         self._inside = False
         self._acquired: weakref.ref[Acquired] | None = None
         self._seen: _Seen | None = None
+        #: What made it, as `_key.describe` says; no name where an object was published.
+        self._made_by = ("", 0)
+        #: `_key.code_of` a constructor that is known to be the same.
+        self._code: weakref.ref[Any] | None = None
 
     def current(self) -> Acquired | None:
         """What a living holder has. Takes no lock."""
@@ -115,8 +149,12 @@ class Slot:
             self._acquired = weakref.ref(acquired)
         return acquired
 
-    def remember(self, acquired: Acquired, mapping: Mapping | None, linger: float | None) -> None:
+    def remember(
+        self, acquired: Acquired, mapping: Mapping | None, linger: float | None, made_by: tuple[str, int]
+    ) -> None:
         self._acquired = weakref.ref(acquired)
+        self._made_by = made_by
+        self._code = None
         self._seen = None
         try:
             obj = weakref.ref(acquired.object)
@@ -124,6 +162,23 @@ class Slot:
             return  # A dict, a list: found again only while somebody has it acquired.
         mapping_ref = weakref.ref(mapping) if mapping is not None else None
         self._seen = _Seen(obj, acquired.info, mapping_ref, linger, acquired.quiet)
+
+    def compare(self, place: Place, constructor: Constructor) -> None:
+        """Warns, once, where something else made the model. Takes no lock, and describes nothing that it has seen before."""
+        made_by = self._made_by
+        if not made_by[0]:
+            return
+        code = getattr(constructor, "__code__", None) or _key.code_of(constructor)
+        if self._code is not None and self._code() is code:
+            return
+        mine = _key.describe(constructor)
+        if mine == made_by:
+            with suppress(TypeError):
+                self._code = weakref.ref(code)
+            return
+        from onecopy._acquire import warn_of_another
+
+        warn_of_another(place, self.key, made_by, mine)
 
     def forget_threads(self) -> None:
         """In a forked child: whoever held the lock does not exist here."""
@@ -167,11 +222,49 @@ def slot(place: Place, key: ModelKey) -> Slot:
     return _slots.get(where) or _slots.setdefault(where, Slot(key))
 
 
-def check_seconds(name: str, seconds: float | None) -> None:
-    """Raises ValueError for what is neither None nor a number of seconds, 0 or more."""
-    if seconds is not None and not seconds >= 0:
-        message = f"{name} {seconds!r}: seconds, 0 or more, or None"
+def check_seconds(name: str, seconds: Any) -> None:
+    """Raises TypeError for what is neither None nor a number, ValueError for one that is no time to wait."""
+    if seconds is None:
+        return
+    message = f"{name} must be seconds, 0 or more, or None, not {seconds!r}"
+    if not isinstance(seconds, numbers.Real):
+        raise TypeError(message)
+    if not float(seconds) >= 0:
         raise ValueError(message)
+
+
+def check_text(name: str, text: object) -> None:
+    """Raises TypeError for what is no text, BadNameError for a text that cannot be written as UTF-8."""
+    if not isinstance(text, str):
+        message = f"{name} must be a str, not {text!r}"
+        raise TypeError(message)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"{name} {text!r}: it cannot be written as UTF-8 ({error.reason})"
+        raise BadNameError(message) from None
+
+
+def check_tag(name: str, tag: str, remedy: str = "Put a long path into `version`") -> None:
+    """The same, and BadNameError for a text that is empty, too long, or has a NUL in it."""
+    check_text(name, tag)
+    size = len(tag.encode())
+    if size > MAX_TAG:
+        message = f"{name} {tag[:40]!r}... of {size} bytes: at most {MAX_TAG}. {remedy}"
+        raise BadNameError(message)
+    if not tag or "\0" in tag:
+        message = f"{name} {tag!r}: 1 to {MAX_TAG} bytes of UTF-8 without NUL are wanted"
+        raise BadNameError(message)
+
+
+def check_callable(constructor: object) -> None:
+    """Raises TypeError for a constructor that cannot be called: usually the model itself."""
+    if not callable(constructor):
+        message = (
+            f"constructor must be a function that makes the model, not a {type(constructor).__qualname__}: "
+            "pass it without calling it, or use Store.publish for a model that is there"
+        )
+        raise TypeError(message)
 
 
 def core_store(place: Place) -> Any:
@@ -181,7 +274,16 @@ def core_store(place: Place) -> Any:
     if store is None:
         from onecopy import _core
 
-        store = _stores.setdefault(where, _core.Store(*where))
+        try:
+            opened = _core.Store(*where)
+        except SystemCallError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            message = (
+                f"{error}. Make that directory (a tmpfs), or name another one: ONECOPY_DIR, or Store(directory=...)"
+            )
+            raise SystemCallError(error.errno, message) from None
+        store = _stores.setdefault(where, opened)
     return store
 
 
@@ -216,19 +318,22 @@ def acquire(
     here = slot(place, key)
     acquired = here.current()
     if acquired is not None:
-        return acquired.checked(on_unshareable)
+        here.compare(place, constructor)
+        return acquired.checked(key, on_unshareable)
     deadline = None if timeout is None else time.monotonic() + timeout
     with here.entered(deadline):
         acquired = here.alive()
-        if acquired is None:
+        if acquired is not None:
+            here.compare(place, constructor)
+        else:
             from onecopy._acquire import Acquisition
 
             attempt = Acquisition(
                 place, key, constructor, deadline, linger, on_unshareable, pickler, state, without_sharing
             )
             acquired, mapping = attempt.run()
-            here.remember(acquired, mapping, linger)
-    return acquired.checked(on_unshareable)
+            here.remember(acquired, mapping, linger, attempt.made_by)
+    return acquired.checked(key, on_unshareable)
 
 
 def _in_child() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,9 @@ from onecopy.info import ModelInfo, StoredModel
 from onecopy.process import Acquired, Constructor, ModelKey, Place
 
 BACKENDS = ("auto", "memfd", "posix")
+#: What the core takes (`namespace_fits`), to be told before anything is loaded.
+NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+LIKE_A_SEGMENT = re.compile(r"-[0-9a-f]{32}\Z")
 
 # `Store.list` hides the builtin from annotations in its class.
 _Models = list[StoredModel]
@@ -34,7 +38,7 @@ class Lease:
         Raises ValueError after `release()`.
         """
         if self._acquired is None:
-            message = f"the lease of '{self._info.tag}' was released: acquire or attach again"
+            message = f"the lease of {self._info.tag!r} was released: acquire or attach again"
             raise ValueError(message)
         return self._acquired.object
 
@@ -71,13 +75,21 @@ class Store:
         if backend not in BACKENDS:
             message = f"backend {backend!r}: one of {', '.join(BACKENDS)}"
             raise BadNameError(message)
-        self.place = Place(namespace, os.fspath(directory) if directory is not None else None, backend)
+        process.check_text("namespace", namespace)
+        if not NAMESPACE.fullmatch(namespace) or LIKE_A_SEGMENT.search(namespace):
+            message = (
+                f"namespace {namespace!r}: 1 to 64 letters, digits, '.', '_' and '-', not ending like a segment's name "
+                "('-' and 32 hexadecimal digits)"
+            )
+            raise BadNameError(message)
+        self.place = Place(namespace, os.fsdecode(directory) if directory is not None else None, backend)
 
     def acquire(
         self, tag: str, constructor: Constructor, *, version: str | None = None, timeout: float | None = None
     ) -> Lease:
         """The model under `tag`: the one of this process, else attached, else made by `constructor`, once on the machine."""
-        return Lease(process.acquire(self.place, ModelKey(tag, version or None), constructor, timeout=timeout))
+        process.check_callable(constructor)
+        return Lease(process.acquire(self.place, ModelKey.checked(tag, version), constructor, timeout=timeout))
 
     def publish(
         self, tag: str, obj: object, *, version: str | None = None, pin: bool = False, replace: bool = False
@@ -91,7 +103,7 @@ class Store:
         """
         from onecopy._verbs import publish
 
-        return Lease(publish(self.place, ModelKey(tag, version or None), obj, pin=pin, replace=replace))
+        return Lease(publish(self.place, ModelKey.checked(tag, version), obj, pin=pin, replace=replace))
 
     def attach(self, tag: str, *, version: str | None = None, timeout: float | None = None) -> Lease:
         """The model under `tag`, which another process published or is loading.
@@ -101,7 +113,7 @@ class Store:
         """
         from onecopy._verbs import attach
 
-        return Lease(attach(self.place, ModelKey(tag, version or None), timeout))
+        return Lease(attach(self.place, ModelKey.checked(tag, version), timeout))
 
     def list(self) -> _Models:
         """Every model of the namespace, those that load and those that were superseded and are still held too."""
@@ -112,19 +124,20 @@ class Store:
 
         Raises ModelNotFoundError.
         """
+        process.check_tag("tag", tag)
         rows = [row for row in self.list() if row.tag == tag]
         if not rows:
-            self._nothing(tag)
+            raise self._nothing(tag)
         return rows
 
     def verify(self, tag: str, *, version: str | None = None) -> int:
-        """Check every buffer of a model against its checksum; the number of bytes that were checked.
+        """Check every buffer of a model (of one version, if given) against its checksum; the number of bytes that were checked.
 
         Raises CorruptError, ModelNotFoundError.
         """
         from onecopy._verbs import verify
 
-        return verify(self.place, ModelKey(tag, version or None))
+        return sum(checked for _, checked in verify(self.place, ModelKey.checked(tag, version)))
 
     def remove(self, tag: str, *, version: str | None = None) -> int:
         """Unname a tag at once (one version of it, if given); how many models that were.
@@ -133,9 +146,10 @@ class Store:
 
         Raises ModelNotFoundError.
         """
+        ModelKey.checked(tag, version)
         removed: int = self._core().remove(tag, version)
         if not removed:
-            self._nothing(tag)
+            raise self._nothing(tag, version)
         return removed
 
     def sweep(self, *, dry_run: bool = False) -> _Swept:
@@ -146,9 +160,10 @@ class Store:
     def _core(self) -> Any:
         return process.core_store(self.place)
 
-    def _nothing(self, tag: str) -> None:
-        message = f"no model '{tag}' in namespace '{self.place.namespace}' ({self._core().path}): `onecopy ls` shows what is there"
-        raise ModelNotFoundError(message)
+    def _nothing(self, tag: str, version: str | None = None) -> ModelNotFoundError:
+        from onecopy._verbs import nothing
+
+        return nothing(self.place, ModelKey(tag, version or None))
 
     def __repr__(self) -> str:
         return f"Store({self.place.namespace!r}, directory={self.place.directory!r}, backend={self.place.backend!r})"
@@ -168,5 +183,5 @@ def _stored(row: dict[str, Any]) -> StoredModel:
         publisher=row["publisher"],
         since=row["since"],
         holders=tuple(row["holders"]),
-        reason=row["reason"],
+        reason=row["reason"].removeprefix(process.QUIETLY),
     )

@@ -13,6 +13,7 @@ from apache_beam.ml.inference import base
 from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler
 
 from onecopy.beam import SharedMemoryModelHandler
+from onecopy.errors import BadNameError
 
 PUBLIC = {name for name, thing in vars(ModelHandler).items() if inspect.isfunction(thing) and not name.startswith("_")}
 AROUND_US = {"with_preprocess_fn", "with_postprocess_fn", "with_no_batching"}
@@ -147,6 +148,10 @@ def test_repr_names_the_inner_handler():
         ({"model_identifier": ""}, ValueError, "non-empty string, not ''"),
         ({"model_identifier": 5}, ValueError, "non-empty string, not 5"),
         ({"on_unshareable": "ignore"}, ValueError, "'warn' or 'raise', not 'ignore'"),
+        ({"model_identifier": "x" * 256}, BadNameError, "model_identifier 'x.* of 256 bytes"),
+        ({"namespace": "a/b"}, BadNameError, "namespace 'a/b'"),
+        ({"namespace": 5}, TypeError, "namespace must be a str, not 5"),
+        ({"timeout": "5"}, TypeError, "timeout must be seconds"),
         ({"timeout": -1}, ValueError, "timeout must be seconds"),
         ({"linger": float("nan")}, ValueError, "linger must be seconds"),
         ({"torch_num_threads": 0}, ValueError, "a number above 0, 'auto' or None, not 0"),

@@ -1,6 +1,7 @@
 """Models that cannot be shared: never more copies than Beam would make without the wrapper."""
 
 import logging
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from beam_handlers import Arrays, UnshareableHandler, Weights, counted
 from beam_jobs import doorkeeper, infer, run, wait_for
 
 from onecopy.beam import SharedMemoryModelHandler, loaded
+from onecopy.errors import SystemCallError
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +60,17 @@ def test_any_other_model_is_private(room, namespace, caplog):
     assert len(warnings_of_workers(caplog)) == 2
 
 
-def test_model_copies_are_served_in_turn(room, namespace):
+def test_model_copies_are_served_in_turn(room, namespace, caplog):
     handler = SharedMemoryModelHandler(UnshareableHandler(room, model_copies=2), namespace=namespace)
     Path(room, "door").touch()
     model = handler.load_model()
     assert len(counted(room, "loads")) == 2
     assert isinstance(model, base._SharedModelWrapper)
+    (message,) = warnings_of_workers(caplog)
+    assert message.startswith("the model of beam_handlers.UnshareableHandler is not shared: it cannot be pickled")
+    assert "MultiProcessShared holds the one copy" in message
+    assert re.fullmatch(r"UnshareableHandler-[0-9a-f]{32}", loaded.find(model).info.tag)
+    assert loaded.find(model).info.version == "beam_handlers.UnshareableHandler"
     turns = [handler.model_copies()] + [next(iter(handler.run_inference([1], model)))[0] for _ in range(3)]
     assert turns == [1, 2, 2, 2]
 
@@ -83,12 +90,16 @@ def test_a_store_that_cannot_be_opened(room, no_directory, kwargs, kind, caplog)
     assert model.total() == Weights().total()
     assert len(counted(room, "loads")) == 1
     (message,) = warnings_of_workers(caplog)
+    assert "the model of beam_handlers.Arrays is not shared: " in message
     assert "a file" in message
+    assert ("MultiProcessShared holds the one copy" if kwargs else "Each process has a copy of its own") in message
     assert loaded.find(model).info.role == "private"
 
 
 def test_a_store_that_cannot_be_opened_where_nothing_else_will_do(room, no_directory):
-    with pytest.raises(Exception, match="a file"):
+    with pytest.raises(
+        SystemCallError, match=r"Arrays is not shared: .*a file.* on_unshareable=.raise. makes this an error"
+    ):
         SharedMemoryModelHandler(Arrays(room), on_unshareable="raise").load_model()
     assert counted(room, "loads") == []
 
@@ -119,7 +130,10 @@ def test_a_timeout_is_the_next_rung(room, namespace, slow_loader, caplog):
     assert type(model) is Weights
     assert loaded.find(model).info.role == "private"
     assert len(counted(room, "loads")) == 2
-    assert len(warnings_of_workers(caplog)) == 1
+    (message,) = warnings_of_workers(caplog)
+    assert re.search(
+        r"the model of beam_handlers.Arrays is not shared: waited 0\.\d s for the model of .*Raise", message
+    )
 
 
 def test_large_model_does_not_time_out(room, namespace, slow_loader):

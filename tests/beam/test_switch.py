@@ -70,11 +70,15 @@ def test_off_is_the_inner_handler(monkeypatch, namespace):
 
 def test_require_raises_where_a_model_is_not_shared(monkeypatch, namespace):
     monkeypatch.setenv("ONECOPY", "require")
-    with pytest.raises(UnshareableError, match="pickle"):
+    with pytest.raises(
+        UnshareableError, match=r"the model of \S+Opaque is not shared: .*pickle.* ONECOPY=require makes this"
+    ):
         SharedMemoryModelHandler(Opaque(), namespace=namespace).load_model()
     transparent = Arrays()
     transparent._device = "cuda"
-    with pytest.raises(UnshareableError, match="its device is cuda"):
+    with pytest.raises(
+        UnshareableError, match=r"the model of \S+Arrays is not shared: its device is cuda.* ONECOPY=require makes"
+    ):
         SharedMemoryModelHandler(transparent, namespace=namespace).load_model()
     SharedMemoryModelHandler(Arrays(), namespace=namespace).load_model()
 

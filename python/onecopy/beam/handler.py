@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from apache_beam.ml.inference.base import ModelHandler
 
+from onecopy import process
 from onecopy.beam import families, loaded, sharing, state, switch, threads
 from onecopy.errors import UnshareableError
 from onecopy.store import Store
@@ -67,17 +68,19 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             raise TypeError(f"SharedMemoryModelHandler wraps a ModelHandler of Beam, not {base!r}")
         if model_identifier is not None and (not isinstance(model_identifier, str) or not model_identifier):  # type: ignore[redundant-expr]
             raise ValueError(f"model_identifier must be a non-empty string, not {model_identifier!r}")
+        if model_identifier is not None:
+            process.check_tag("model_identifier", model_identifier, "The model's path is told apart by itself")
         if on_unshareable not in ("warn", "raise"):
             raise ValueError(f"on_unshareable must be 'warn' or 'raise', not {on_unshareable!r}")
-        for name, seconds in (("timeout", timeout), ("linger", linger)):
-            if seconds is not None and not seconds >= 0:
-                raise ValueError(f"{name} must be seconds, 0 or more, or None, not {seconds!r}")
+        process.check_seconds("timeout", timeout)
+        process.check_seconds("linger", linger)
         if torch_num_threads not in (None, "auto") and not (
             isinstance(torch_num_threads, int) and torch_num_threads > 0
         ):
             raise ValueError(f"torch_num_threads must be a number above 0, 'auto' or None, not {torch_num_threads!r}")
         self._base = base
-        self._own_name = uuid.uuid4().hex
+        # For `onecopy ls`, a name that says something; 50 characters, because a tag has 255 bytes at most.
+        self._own_name = f"{type(base).__name__[:50]}-{uuid.uuid4().hex}"
         self._model_identifier = model_identifier
         self._on_unshareable = on_unshareable
         self._timeout = timeout
@@ -105,7 +108,8 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             model = self._share()
         elif switch.position() == "require":
             raise UnshareableError(
-                f"ONECOPY=require, but the model of {self._base!r} is not shared: {self._why_transparent}"
+                f"{self._wish('').words} is not shared: {self._why_transparent}. ONECOPY=require makes this an error; "
+                "ONECOPY=auto goes on with the handler as it is without the wrapper"
             )
         else:
             model = self._base.load_model()
@@ -172,19 +176,27 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
 
     def _share(self) -> Any:
         word = switch.position()
-        wish = sharing.Wish(
+        must = ""
+        if word == "require":
+            must = "ONECOPY=require"
+        elif word is None and self._on_unshareable == "raise":
+            must = 'on_unshareable="raise"'
+        wish = self._wish(must)
+        model = sharing.share(self._base, wish)
+        if self._model_identifier:
+            sharing.warn_of_namesakes(wish)
+        return model
+
+    def _wish(self, must: str) -> sharing.Wish:
+        return sharing.Wish(
             place=self._place,
             tag=self._model_identifier or self._own_name,
             owner=families.class_name(self._base),
             path=families.model_path(self._base, self._updated_path),
             timeout=self._timeout,
             linger=self._linger,
-            must=word == "require" or (word is None and self._on_unshareable == "raise"),
+            must=must,
         )
-        model = sharing.share(self._base, wish)
-        if self._model_identifier:
-            sharing.warn_of_namesakes(wish)
-        return model
 
     def _before_inference(self, given: Any) -> Any:
         came_with, model = loaded.find(given), loaded.unwrap(given)

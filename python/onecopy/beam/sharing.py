@@ -14,7 +14,7 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 from onecopy import process
 from onecopy.beam import loaded, state
 from onecopy.beam.pickling import pickler_class
-from onecopy.errors import BadNameError, LoaderKilledError, OneCopyError, RecursionInConstructorError
+from onecopy.errors import BadNameError, LoaderKilledError, OneCopyError, RecursionInConstructorError, SystemCallError
 from onecopy.info import ModelInfo
 from onecopy.store import Store
 
@@ -24,9 +24,13 @@ logger = logging.getLogger(__name__)
 _TO_THE_CALLER = (LoaderKilledError, BadNameError, RecursionInConstructorError)
 
 
+# Of the 191 bytes that the table has for a version, so many are used where one is cut between two characters.
+_CUT_SHORT = 188
+
+
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for. `owner` is the class of the handler; `must`: nothing but sharing will do."""
+    """What is asked for. `owner` is the class of the handler; `must`: who says that nothing but sharing will do, or nothing."""
 
     place: process.Place
     tag: str
@@ -34,11 +38,42 @@ class Wish:
     path: str
     timeout: float | None
     linger: float | None
-    must: bool
+    must: str
 
     @property
     def version(self) -> str:
-        return f"{self.owner}:{self.path}"
+        return ":".join(filter(None, (self.owner, self.path)))
+
+    @property
+    def words(self) -> str:
+        """For messages: the tag may be a number that the handler gave itself, the version is both in one."""
+        return f"the model of {self.owner}" + (f" ({self.path!r})" if self.path else "")
+
+
+class HandlerKey(process.ModelKey):
+    """A key that says in messages which handler's model it is, and what Beam does where it is not shared."""
+
+    _words = ""
+    _instead = ""
+
+    @classmethod
+    def of(cls, wish: Wish, *, one_copy: bool) -> "HandlerKey":
+        process.ModelKey.checked(wish.tag, wish.version)
+        key = cls(wish.tag, wish.version)
+        key._words = wish.words
+        if one_copy:
+            key._instead = "Beam's MultiProcessShared holds the one copy, and each batch is sent through it"
+        else:
+            key._instead = "Each process has a copy of its own"
+        key._instead += ", as without the wrapper; with ONECOPY=off sharing is not tried"
+        return key
+
+    @property
+    def instead(self) -> str:
+        return self._instead
+
+    def __str__(self) -> str:
+        return self._words
 
 
 def share(handler: base.ModelHandler, wish: Wish) -> Any:
@@ -52,6 +87,8 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
     before = state.snapshot(handler, pickler)
     one_copy = bool(handler.share_model_across_processes())
 
+    key = HandlerKey.of(wish, one_copy=one_copy)
+
     def changes() -> state.Changes:
         return state.changes(handler, before, pickler)
 
@@ -59,7 +96,7 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
         return _served(load, handler, wish) if one_copy else load()
 
     def down_the_ladder(why: Exception) -> Any:
-        logger.warning("the model of %r is not shared: %s", handler, why)
+        logger.warning("%s is not shared: %s. %s", key, why, key.instead)
         waited = time.monotonic() - began
         model = next_rung(handler.load_model)
         left = state.without_model(changes(), model)
@@ -71,12 +108,12 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
         process.core_store(wish.place)
     except (ImportError, OneCopyError) as error:
         if wish.must or isinstance(error, _TO_THE_CALLER):
-            raise
+            raise _to_the_caller(error, wish) from error
         return down_the_ladder(error)
     try:
         acquired = process.acquire(
             wish.place,
-            process.ModelKey(wish.tag, wish.version),
+            key,
             handler.load_model,
             # Not to wait for the one copy would make a second one.
             timeout=None if one_copy else wish.timeout,
@@ -88,12 +125,25 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
         )
     except OneCopyError as error:
         if wish.must or isinstance(error, _TO_THE_CALLER):
-            raise
+            raise _to_the_caller(error, wish) from error
         return down_the_ladder(error)
     left: state.Changes = acquired.state or []  # type: ignore[assignment]
     came_with = loaded.Loaded(acquired.info, state.without_model(left, acquired.object), acquired.hold)
     loaded.supersede((wish.place.namespace, wish.tag, wish.owner), came_with, keep=wish.linger is None)
     return loaded.remember(acquired.object, came_with)
+
+
+def _to_the_caller(error: Exception, wish: Wish) -> Exception:
+    """The same error, in words that a user of Beam knows, and who made it one."""
+    # The core knows the key alone.
+    said = str(error).replace(f"{wish.tag!r} (version '{wish.version}')", wish.words)
+    if wish.words not in said:
+        said = f"{wish.words} is not shared: {said}"
+    if wish.must and not isinstance(error, _TO_THE_CALLER):
+        said += f". {wish.must} makes this an error; ONECOPY=auto goes on as Beam would without the wrapper"
+    if isinstance(error, SystemCallError) and error.errno is not None:
+        return SystemCallError(error.errno, said)
+    return type(error)(said)
 
 
 def warn_of_namesakes(wish: Wish) -> None:
@@ -103,10 +153,9 @@ def warn_of_namesakes(wish: Wish) -> None:
         versions = [row.version or "" for row in store.list() if row.tag == wish.tag]
     except (ImportError, OneCopyError):  # no store to have them in
         return
-    # The table may show a long version cut short.
-    others = sorted(
-        {version.split(":")[0] for version in versions if not wish.version.startswith(version)} - {wish.owner}
-    )
+    # The table shows the beginning of a version that is longer than its column.
+    cut_short = {one for one in versions if len(one.encode()) >= _CUT_SHORT and wish.version.startswith(one)}
+    others = sorted({version.split(":")[0] for version in versions if version not in cut_short} - {wish.owner})
     if others:
         logger.warning(
             "model_identifier %r is used by %s too: this %s does not share with it, and has a copy of its own",

@@ -20,6 +20,12 @@ EXIT_CODES = """exit codes:
   2  the command line cannot be read
   3  no such model
 """
+#: Remedies in messages, as a script has them and as a person at the command line has them.
+PYTHON_TO_OPTIONS = (
+    ("Pass replace=True", "Pass --replace"),
+    ("Pass version=", "Pass --version "),
+    ('backend="posix" or "auto", not "memfd"', "--backend posix or auto, not memfd"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,15 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = Store(options.namespace, directory=options.directory, backend=getattr(options, "backend", "auto"))
         code: int = options.run(store, options)
     except ModelNotFoundError as error:
-        print(f"onecopy: {error}", file=sys.stderr)
+        print(f"onecopy: {_for_a_person(error)}", file=sys.stderr)
         return 3
     except OneCopyError as error:
-        said = str(error).replace("Pass replace=True to supersede it", "Pass --replace to supersede it")
-        print(f"onecopy: {said}", file=sys.stderr)
+        print(f"onecopy: {_for_a_person(error)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
     return code
+
+
+def _for_a_person(error: OneCopyError) -> str:
+    """The message, with the options of the command line for the arguments of Python."""
+    said = str(error)
+    for python, option in PYTHON_TO_OPTIONS:
+        said = said.replace(python, option)
+    return said
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,8 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--namespace", default="default", help="set of tags (default: %(default)s)")
-    parser.add_argument("--directory", help="where the registry lives (default: $ONECOPY_DIR, or /dev/shm)")
+
+    def place(of: argparse.ArgumentParser, namespace: str, directory: str | None) -> None:
+        of.add_argument("--namespace", default=namespace, help="set of tags (default: default)")
+        of.add_argument(
+            "--directory", default=directory, help="where the registry lives (default: $ONECOPY_DIR, or /dev/shm)"
+        )
+
+    place(parser, "default", None)
     parser.add_argument("--version", action="version", version=f"onecopy {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -56,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         command = verbs.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="one JSON value on standard output")
+        # Before the command or after it. Without a default here: it would undo what stands before the command.
+        place(command, argparse.SUPPRESS, argparse.SUPPRESS)
         return command
 
     verb("ls", commands.ls, "List the models of the namespace. Never waits for a loader.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
+import os
+import struct
 import sys
 import time
 from dataclasses import asdict
@@ -75,9 +78,23 @@ def put(store: Store, options: argparse.Namespace) -> int:
     if not module or not function:
         message = f"{options.constructor!r}: MODULE:FUNCTION is expected, as in mypackage.models:load_t5"
         raise BadNameError(message)
+    # Not at the top: it needs the extension, without which the command line shall still say what is wrong.
+    from onecopy import _key, _verbs
+
+    key = process.ModelKey.checked(options.tag, options.version)
+    # Before anything of the user's is imported or called: both may take minutes.
+    _verbs.refuse(store.place, key, pin=True, replace=options.replace)
     constructor = _constructor(options.constructor, module, function)
-    with store.publish(options.tag, constructor(), version=options.version, pin=True, replace=options.replace):
-        model = store.show(options.tag)[-1]
+    made_by = _key.describe(constructor)
+    made = constructor()
+    acquired = _verbs.publish(store.place, key, made, pin=True, replace=options.replace, made_by=made_by)
+    generation = acquired.info.generation
+    # The table shows the beginning of a long version.
+    model = next(
+        row
+        for row in store.show(options.tag)
+        if not row.unnamed and row.generation == generation and (key.version or "").startswith(row.version or "")
+    )
     if options.json:
         return _json(asdict(model))
     print(f"published {options.tag}: {_size(model.shared_bytes)}, pinned; `onecopy rm {options.tag}` removes it")
@@ -115,25 +132,52 @@ def sweep(store: Store, options: argparse.Namespace) -> int:
     rows = store.sweep(dry_run=options.dry_run)
     core = process.core_store(store.place)
     there = Path(core.path).exists()
+    would_go = there and options.dry_run and _unused(store, core.path)
     removed_file = there and not options.dry_run and core.remove_registry_if_unused()
     if options.json:
         return _json(
-            {"rows": [dict(zip(("kind", "what", "why"), row, strict=True)) for row in rows], "registry": removed_file}
+            {
+                "rows": [dict(zip(("kind", "what", "why"), row, strict=True)) for row in rows],
+                "registry": removed_file or would_go,
+            }
         )
     for kind, what, why in rows:
         print(f"{'would remove' if options.dry_run else 'removed'} {kind} {what}: {why}")
     if removed_file:
         print(f"removed {core.path}: nobody uses it")
-    if not rows and not removed_file:
+    if would_go:
+        print(f"would remove {core.path}: nobody uses it")
+    if not rows and not removed_file and not would_go:
         print("nothing to remove")
     return 0
 
 
+def _unused(store: Store, path: str) -> bool:
+    """Whether a sweep would remove the registry's file: no model stays, and no living process is in the table.
+
+    A process in the table has a lock on a byte of the file as long as it lives; any lock at all is somebody.
+    """
+    if any(model.state in ("ready", "loading") for model in store.list()):
+        return False
+    # struct flock: type, whence, start, length 0 (to the end, whatever that is), pid.
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with Path(path).open("rb") as file:
+            (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except OSError:
+        return False
+    return bool(kind == fcntl.F_UNLCK)
+
+
 def verify(store: Store, options: argparse.Namespace) -> int:
-    checked = store.verify(options.tag, version=options.version)
+    from onecopy import _verbs
+
+    versions = _verbs.verify(store.place, process.ModelKey.checked(options.tag, options.version))
     if options.json:
-        return _json({"bytes": checked})
-    print(f"{options.tag}: {checked} bytes agree with their checksums")
+        return _json({"bytes": sum(checked for _, checked in versions), "versions": dict(versions)})
+    for version, checked in versions:
+        named = f" version {version}" if version and version != options.version else ""
+        print(f"{options.tag}{named}: {checked} bytes agree with their checksums")
     return 0
 
 

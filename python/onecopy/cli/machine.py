@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: A container's usual /dev/shm.
 SMALL = 64 << 20
+#: File systems whose files are memory.
+IN_MEMORY = ("tmpfs", "ramfs")
 #: `/proc/sys/vm/overcommit_memory`: every private mapping is charged in full.
 STRICT = "2"
 
@@ -59,6 +62,14 @@ def _directory(place: Place) -> Finding:
         return Finding(
             good=False, what=f"{directory}: {error.strerror}", remedy="Mount a tmpfs there, or set ONECOPY_DIR"
         )
+    kind = filesystem(directory)
+    if kind not in ("", *IN_MEMORY):
+        remedy = (
+            f"Set ONECOPY_DIR to a directory on a tmpfs ({process.SHM} usually is one), or mount one there: "
+            f"mount -t tmpfs tmpfs {directory}"
+        )
+        what = f'{directory} is on {kind}, no tmpfs: pinned models and backend="posix" are written to its disk'
+        return Finding(good=False, what=what, remedy=remedy)
     free = stat.f_bavail * stat.f_frsize
     what = f"{directory}: {free >> 20} MiB free"
     if free > SMALL:
@@ -68,6 +79,21 @@ def _directory(place: Place) -> Finding:
         what=f"{what}: enough for the registry; models live in memfds, which it does not bound",
         remedy='Pinned models and backend="posix" need more: docker run --shm-size, or a memory-backed volume',
     )
+
+
+def filesystem(directory: str) -> str:
+    """The type of the file system that a directory is on, proc_pid_mountinfo(5); empty where it cannot be found."""
+    found, deepest = "", 0
+    real = Path(directory).resolve()
+    for line in _read("/proc/self/mountinfo").splitlines():
+        fields, _, rest = line.partition(" - ")
+        # Spaces and line breaks in a path are written as octal numbers.
+        mounted = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4]))
+        depth = len(mounted.parts)
+        # Of several at one place, the last one is on top.
+        if real.is_relative_to(mounted) and depth >= deepest:
+            found, deepest = rest.split()[0], depth
+    return found
 
 
 def _memfd() -> Finding:
@@ -113,11 +139,16 @@ def _huge_pages() -> Finding:
     chosen = modes.partition("[")[2].partition("]")[0]
     if chosen in ("", "deny"):
         return Finding(good=True, what="no huge pages for shared memory: attached models use 4 KiB pages")
-    return Finding(good=True, what=f"huge pages for shared memory: {chosen} (segments are collapsed after READY)")
+    by_itself = "gives none by itself" if chosen in ("never", "advise") else "gives them by itself"
+    return Finding(
+        good=True,
+        what=f"huge pages for shared memory: the kernel {by_itself} (shmem_enabled={chosen}); onecopy asks for them once "
+        "a model is published",
+    )
 
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="ascii").strip()
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:
         return ""

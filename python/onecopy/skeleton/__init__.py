@@ -206,7 +206,11 @@ def _dump(obj: object, pickler: type, takers: dict[str, frameworks.Taker], names
     except Exception as error:
         place = blame.path(obj, taking.last, _MODEL)
         where = f" (at {place})" if place else ""
-        raise Unshareable(f"it cannot be pickled: {type(error).__name__}: {error}{where}") from error
+        message = (
+            f"it cannot be pickled: {type(error).__name__}: {error}{where}. To share it, leave that out (__getstate__) and "
+            "make it where it is used"
+        )
+        raise Unshareable(message) from error
     return file.getvalue()
 
 
