@@ -58,7 +58,7 @@ demo: build ## semantic search over Python's manual: one copy of a real model un
 test: build ## all tests; Python beside Rust and Beam, each told when it is done
 	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-python test-rust test-beam
 test-rust: ## tests of the core, without Python
-	+cargo test --locked --package onecopy-core
+	+cargo test --locked --package onecopy-core --features failpoints
 test-python: build ## tests of the Python face
 	$(BIN)/python -m pytest -m "not beam"
 test-beam: build ## real pipelines with several SDK processes
@@ -67,7 +67,7 @@ test-beam: build ## real pipelines with several SDK processes
 .PHONY: lint
 lint: build ## formatters, clippy, ruff, strict types, stubs against the module
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	cargo clippy --locked --workspace --all-targets --features onecopy-core/failpoints -- --deny warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

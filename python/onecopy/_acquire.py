@@ -90,15 +90,21 @@ class Acquisition:
 
     def run(self) -> tuple[Acquired, Any]:
         """What this process shall use, and its mapping if it is shared."""
+        step: Any = None
         try:
             step = self._ask()
-        except ENVIRONMENT as error:
-            return self._privately(str(error)), None
+            if isinstance(step, _core.Loading):
+                return self._load(step)
+        except BaseException as error:
+            # Ctrl-C between any two steps: whoever has the traceback has the loader's ticket, too, and the others would wait.
+            if isinstance(step, _core.Loading):
+                _end(core_store(self.place), step, "gave up", "")
+            if isinstance(error, ENVIRONMENT) and step is None:
+                return self._privately(str(error)), None
+            raise
         if isinstance(step, _core.Private):
             quiet = step.unshareable and (not step.reason or step.reason.startswith(QUIETLY))
             return self._privately(step.reason.removeprefix(QUIETLY), quiet=quiet), None
-        if isinstance(step, _core.Loading):
-            return self._load(step)
         return self._attach(step)
 
     def _ask(self) -> Any:
@@ -108,6 +114,7 @@ class Acquisition:
         waited: int | None = None
         began = time.monotonic()
         next_report = REPORT
+        step: Any = None
         try:
             while True:
                 step = store.acquire(_key.of(self.key), self.constructor_id, may_load=True, waited=waited)
@@ -130,6 +137,10 @@ class Acquisition:
                     time.sleep(SLICE / 10)
                 else:
                     return step
+        except BaseException:
+            if isinstance(step, _core.Loading):
+                _end(store, step, "gave up", "")
+            raise
         finally:
             self.wait_seconds += time.monotonic() - began
 
@@ -158,14 +169,11 @@ class Acquisition:
             # What does not fit here does not fit next door either: the others need not try one after another.
             return self._unshareable(store, loading, obj, state, str(error)), None
         except ENVIRONMENT as error:
-            return self._unshareable(store, loading, obj, state, str(error), how="gave up"), None
+            # It may work next door: one tries, and if that fails, too, all load at the same time.
+            return self._unshareable(store, loading, obj, state, str(error), how="failed"), None
         except Exception as error:
             logger.exception("%s could not be published", self.key)
             return self._unshareable(store, loading, obj, state, f"{type(error).__name__}: {error}"), None
-        except BaseException:
-            # Ctrl-C. Whoever has the traceback has `loading`, too, and the others would wait for it.
-            _end(store, loading, "gave up", "")
-            raise
         if published is None:
             # The tag was replaced while we loaded: what is there now is newer. Or it was removed: the next one loads.
             self.superseded += 1

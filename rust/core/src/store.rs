@@ -27,6 +27,7 @@ use crate::registry::request::{Ended, Holding, LeaseId, Listed, Ticket};
 use crate::registry::{self, Registry, SweepReport};
 use crate::segment::reader;
 use crate::sys::directory::Directory;
+use crate::sys::failpoint::{reached, verb};
 use crate::sys::fork;
 use crate::sys::mapping::Mapping;
 use crate::sys::object::{self, ObjectId, SegmentFd};
@@ -93,20 +94,25 @@ impl Store {
 
     /// Sleeps until the entry changes, at most `limit`. Spurious wake-ups are fine: the caller asks again.
     pub fn wait(&self, word: u32, value: u32, limit: Duration) {
+        verb("wait");
         self.registry.wait(word, value, limit);
+        reached("awake");
     }
 
     /// The loader ends without READY.
     pub fn end_loading(&self, ticket: Ticket, ended: Ended) -> Result<()> {
+        verb("end loading");
         self.registry.transact(|session| session.end_loading(ticket, ended, None))
     }
 
     /// Unnames every model of this tag (of this version, if one is given); how many there were.
     pub fn remove(&self, tag: &str, version: Option<&str>) -> Result<u32> {
+        verb("remove");
         self.registry.transact(|session| session.remove(tag, version))
     }
 
     pub fn list(&self) -> Result<Vec<Listed>> {
+        verb("list");
         process::current().catch_up();
         Ok(self.registry.visit(false, |session| session.list())?.unwrap_or_default())
     }
@@ -116,6 +122,7 @@ impl Store {
     pub fn sweep(&self, dry_run: bool) -> Result<Swept> {
         let prefix = segment_prefix(self.registry.uid(), &self.place.namespace);
         let found = object::list_named(&self.directory, &prefix)?;
+        verb("sweep");
         // Their memory goes when they are closed, after the lock.
         let mut freed = Vec::new();
         let mut orphans = |known: &HashSet<[u8; 16]>| -> Vec<(String, u64)> {
@@ -143,6 +150,7 @@ impl Store {
     /// What dead processes left goes, unless somebody has swept in this half second, or since `before`. `Some`: when somebody
     /// did, perhaps before the death that is to be found; to be asked again with it.
     fn sweep_after(&self, before: Option<u32>) -> Result<Option<u32>> {
+        verb("sweep after use");
         let looked = self.registry.visit(true, |session| {
             let (swept, due) = session.last_sweep();
             if due {
@@ -170,6 +178,7 @@ impl Store {
 
     /// The process exits: as `leave`, and no thread comes back.
     pub fn close(&self) {
+        verb("leave");
         self.registry.close();
         self.let_go();
     }
@@ -268,9 +277,12 @@ impl Store {
             if held.views > 0 { None } else { holdings.remove(&uuid) }
         };
         let Some(held) = last else { return };
+        verb("let go");
         if let Some((_, lease)) = held.published {
             self.release(lease);
         }
+        drop(held.fd);
+        reached("closed");
     }
 
     fn collapse_step(&self, uuid: [u8; 16], from: usize) -> Option<usize> {

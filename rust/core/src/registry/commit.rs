@@ -25,6 +25,7 @@ use crate::layout::registry::{
     Entry, Lease, PAGE, Process, REDO, REDO_BYTES, Segment, TABLES, TableId, encode, segment_name,
 };
 use crate::sys::directory::Directory;
+use crate::sys::failpoint::reached;
 use crate::{Error, Result};
 
 /// A record longer than this gives its memory back after use.
@@ -63,6 +64,7 @@ pub fn commit(
     for uuid in &changes.unlinked {
         after.freed.extend(unlink(names, uuid)?);
     }
+    reached("names removed");
     allocate_new::<Process>(file, place, table)?;
     allocate_new::<Lease>(file, place, table)?;
     allocate_new::<Segment>(file, place, table)?;
@@ -74,10 +76,14 @@ pub fn commit(
     let rows = moved.then_some((TableId::Heads, 0, &heads[..])).into_iter().chain(rows);
     let record = redo::encode(number, rows.clone());
     io::write(file, place, &record, REDO)?;
+    reached("recorded");
     io::write(file, place, number.as_bytes(), COMMITTED)?;
     counters.committed = number;
+    reached("flipped");
     apply(file, place, rows)?;
+    reached("written");
     finish(file, place, counters, record.len() as u64)?;
+    reached("applied");
 
     after.wake.extend(woken(changes));
     table.committed();

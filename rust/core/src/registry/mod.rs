@@ -28,6 +28,7 @@ use rustix::fs::{AtFlags, unlinkat};
 
 use crate::layout::registry::{LOCK, NAMESPACE_MAX, NONE, PAGE, file_name, namespace_fits};
 use crate::sys::directory::Directory;
+use crate::sys::failpoint::reached;
 use crate::sys::futex::FutexPage;
 use crate::sys::lock::{self, FileId, Kept};
 use crate::{Error, Result};
@@ -137,11 +138,14 @@ impl Registry {
             let me = self.join(inner, file, id, &mut head, &mut oracle, &mut after)?;
             let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
             let answer = work(&mut session)?;
+            reached("decided");
             self.commit(file, &mut head, session.table(), &mut after)?;
             Ok(answer)
         });
         drop(inner);
+        reached("unlocked");
         self.finish(after);
+        reached("woken");
         done
     }
 
@@ -293,6 +297,7 @@ impl Registry {
                 continue;
             }
             let done = entered.and_then(|_locked| {
+                reached("locked");
                 let head = file::read_head(fd, &self.place)?;
                 self.map_page(kept.id());
                 work(inner, fd, kept.id(), head)

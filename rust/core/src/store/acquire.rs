@@ -13,6 +13,7 @@ use super::{Store, check_key, now, object_id};
 use crate::registry::Session;
 use crate::registry::request::{AcquireRequest, Acquired, Holder, LeaseId, Ticket};
 use crate::segment::reader;
+use crate::sys::failpoint::{reached, verb};
 use crate::sys::object::{self, Missing, SegmentFd};
 use crate::sys::room;
 use crate::words::{Backend, Constructor, Content, Identity, Key, SegmentFacts};
@@ -66,6 +67,7 @@ impl Store {
     /// Asks once. `waited`: the episode in which the caller began to wait.
     pub fn acquire(self: &Arc<Self>, ask: &Ask, waited: Option<u64>) -> Result<Step> {
         check_key(&ask.key)?;
+        verb("acquire");
         process::current().catch_up();
         let oom_kills = room::oom_kills();
         let found = self.registry.transact(|session| {
@@ -95,6 +97,7 @@ impl Store {
                 }
                 match self.open_segment(session, segment, &content.facts, &holders)? {
                     Opened::Fd(fd) => {
+                        reached("opened");
                         let lease = session.take_lease(segment, fd.as_raw_fd())?;
                         return Ok(Found::Segment { fd, lease, content });
                     }
@@ -129,7 +132,9 @@ impl Store {
         Ok(match found {
             Found::Segment { fd, lease, content } => {
                 let uuid = content.facts.uuid;
+                verb("attach");
                 self.hold(ask, fd, lease, content);
+                reached("held");
                 self.view(uuid)?
             }
             Found::Own(uuid) => self.view(uuid)?,
@@ -145,7 +150,7 @@ impl Store {
             }
             Found::Answer(Acquired::Unshareable { reason }) => Step::Private { reason, unshareable: true },
             Found::Answer(Acquired::GoPrivate { reason }) => Step::Private {
-                reason: format!("its constructor failed twice elsewhere: {reason}"),
+                reason: format!("it could not be loaded twice elsewhere: {reason}"),
                 unshareable: false,
             },
             Found::Answer(Acquired::OutOfMemory { deaths, need }) => return Err(self.killed(&ask.key, deaths, need)),
@@ -266,11 +271,13 @@ impl Store {
             Some(view) => view,
             None => self.map_counted(&fd, uuid, content.facts.bytes)?,
         };
+        reached("mapped");
         let contents = reader::read(&fd, &content.facts, &self.shown(&content.facts))?;
         if let Some(held) = self.holdings.lock().get_mut(&uuid) {
             held.view = Arc::downgrade(&view);
             held.holding().into_iter().for_each(|holding| view.inherits(holding));
         }
+        reached("read");
         Ok(Step::Attached(Attached { view, skeleton: contents.skeleton, data_offset: contents.data_offset, content }))
     }
 

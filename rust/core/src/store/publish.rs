@@ -10,6 +10,7 @@ use super::{Ask, Attached, Store, check_key, now};
 use crate::registry::request::{PublishRequest, Published, Ticket};
 use crate::segment::writer::{Filling, Outline, Sealed};
 use crate::store::View;
+use crate::sys::failpoint::{reached, verb};
 use crate::sys::memory::Victim;
 use crate::sys::object::SegmentFd;
 use crate::sys::room;
@@ -75,6 +76,7 @@ impl Store {
     /// Looks whether the model fits, takes the room, and enters the segment's name into the table before it exists.
     pub fn announce(self: &Arc<Self>, ask: &Ask, announced: Announced) -> Result<Publishing> {
         check_key(&ask.key)?;
+        verb("announce");
         if announced.ticket.is_none() && !announced.replace {
             self.refuse_if_taken(ask)?;
         }
@@ -151,6 +153,7 @@ impl Store {
                 return Err(Error::os("dup", &name, error));
             }
         };
+        reached("made");
         let held = Held {
             fd: Arc::new(SegmentFd::new(fd, filling.id())),
             key: ask.key.clone(),
@@ -233,7 +236,10 @@ impl Publishing {
         let need = self.announced.data_bytes;
         match &mut self.stage {
             Stage::Filling(filling) => {
-                filling.fill(source).map_err(|error| self.store.no_room(error, self.backend, need))
+                verb("fill");
+                let filled = filling.fill(source).map_err(|error| self.store.no_room(error, self.backend, need));
+                reached("filled");
+                filled
             }
             _ => Err(Error::Unshareable("the segment is sealed".into())),
         }
@@ -267,7 +273,9 @@ impl Publishing {
     pub fn seal(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Filling(filling) => {
+                verb("seal");
                 let Sealed { facts, .. } = filling.seal()?;
+                reached("sealed");
                 self.stage = Stage::Sealed(facts);
                 Ok(())
             }
@@ -283,6 +291,7 @@ impl Publishing {
         let Stage::Sealed(facts) = self.stage else {
             return Err(Error::Unshareable("the segment is not sealed".into()));
         };
+        verb("inspect");
         let view = self.view()?;
         let fd = self.store.holdings.lock().get(&self.uuid).map(|held| held.fd.clone());
         let fd = fd.ok_or_else(|| Error::os("inspect", "segment", Errno::BADF))?;
@@ -314,6 +323,7 @@ impl Publishing {
         let Stage::Sealed(facts) = self.stage else {
             return Err(Error::Unshareable("the segment is not sealed".into()));
         };
+        verb("publish");
         let fd = self.store.holdings.lock().get(&self.uuid).map(|held| held.fd.number());
         let fd = fd.ok_or_else(|| Error::os("publish", "segment", Errno::BADF))?;
         let (published, content) = self.store.registry.transact(|session| {
@@ -339,6 +349,7 @@ impl Publishing {
                         held.holding().into_iter().for_each(|holding| view.inherits(holding));
                     }
                 }
+                reached("held");
                 process::current().collapse(self.store.clone(), self.uuid);
                 process::current().sweep_soon(&self.store);
                 Ok(Outcome::Ready { generation })

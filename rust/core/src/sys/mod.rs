@@ -1,6 +1,7 @@
 //! What the kernel offers, one thing per file. The only room of the core with `unsafe`.
 
 pub mod directory;
+pub mod failpoint;
 pub mod fork;
 pub mod futex;
 pub mod lock;
