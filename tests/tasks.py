@@ -119,6 +119,12 @@ def attach_version(namespace: str, tag: str, version: str) -> bool:
         return model.total() > 0
 
 
+def sweep_often(namespace: str, count: int) -> int:
+    """Says only what it would remove."""
+    store = onecopy.Store(namespace)
+    return sum(store.sweep(dry_run=True) is not None for _ in range(count))
+
+
 def total(tag: str) -> float:
     kept = KEPT[tag]
     model = kept.acquire() if isinstance(kept, onecopy.Holder) else kept.object

@@ -161,6 +161,25 @@ def test_a_segment_that_no_registry_knows(namespace):
     assert files(namespace) == []
 
 
+def test_a_sweep_is_not_ended_by_who_reads_the_file(namespace):
+    """To ask the kernel whether a file is in use is to be told by a signal when somebody opens it just then."""
+    other = Other()
+    other("publish", namespace, "t", backend="posix")
+    for name in files(namespace):
+        if name.endswith(namespace):
+            Path("/dev/shm", name).unlink()
+    other.kill()
+    other.close()
+    (segment,) = files(namespace)
+    with Other() as sweeper:
+        sweeper.start("sweep_often", namespace, 20_000)
+        while not sweeper.answers(within=0):
+            Path("/dev/shm", segment).open("rb").close()
+        assert sweeper.result() == 20_000
+    run(namespace, "sweep")
+    assert files(namespace) == []
+
+
 def test_doctor(namespace):
     findings = json.loads(run(namespace, "doctor", "--json"))
     assert [finding["what"] for finding in findings if not finding["good"]] == []

@@ -77,6 +77,43 @@ def test_a_child_uses_what_it_inherits_and_has_a_lease_of_its_own(namespace, log
     wait_until(lambda: freed(namespace))
 
 
+DAEMON = """
+import os, sys
+import onecopy, tasks
+namespace, log, backend, remove = sys.argv[1:]
+holder = onecopy.Holder(lambda: tasks.counted(log), "model", store=onecopy.Store(namespace, backend=backend))
+model = holder.acquire()
+if remove == "True":
+    onecopy.Store(namespace).remove("model")
+if os.fork():
+    os._exit(0)
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+@BACKENDS
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_daemon_has_what_its_parent_had(namespace, log, backend, removed):
+    """The parent ends as soon as it has forked. The child enters the table, which sweeps what the dead had: not before it
+    has taken that over. A name that was taken away stays away."""
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, namespace, log, backend, str(removed)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    with daemon:
+        pid = int(daemon.stdout.readline())
+        wait_until(lambda: holders(namespace) == [pid])
+        with Other() as other:
+            role = other("acquire", namespace, "model", log, backend=backend)[1]
+            assert role == ("publisher" if removed else "attacher")
+        assert loads(log) == 1 + removed
+    wait_until(lambda: freed(namespace))
+
+
 @BACKENDS
 @pytest.mark.parametrize("parent_ends", ["killed", "exits", "lets go"])
 def test_the_parent_goes_first(namespace, log, sockets, backend, parent_ends):

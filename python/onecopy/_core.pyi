@@ -14,6 +14,7 @@ __all__ = [
     "Publishing",
     "Store",
     "Waiting",
+    "adopt",
     "forget_parent",
     "leave",
     "trim",
