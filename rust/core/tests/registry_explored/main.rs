@@ -23,6 +23,9 @@ fn main() {
     if std::env::args().any(|argument| argument == "--list") {
         return;
     }
+    // A machine that grew too large is to end here, and not to take the memory of everybody else.
+    let most = rustix::process::Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
+    rustix::process::setrlimit(rustix::process::Resource::As, most).unwrap();
     for (fault, property) in CAUGHT {
         let checker = machine(2, 1, Left { starts: 3, verbs: 4, deaths: 1, stops: 1, failures: 1, later: 0 }, fault)
             .checker()
@@ -61,6 +64,7 @@ fn explore((name, processes, tags, left): &Scenario) {
 }
 
 const THREADS: usize = 2;
+const MEMORY: u64 = 12 << 30;
 
 fn machine(processes: usize, tags: usize, left: Left, fault: Fault) -> Machine {
     Machine { processes, tags, left, fault }
@@ -87,7 +91,8 @@ const SMALL: &[Scenario] = &[
 ];
 
 const LARGE: &[Scenario] = &[
-    ("everything", 3, 2, Left { starts: 4, verbs: 4, deaths: 2, stops: 1, failures: 1, later: 0 }),
-    ("deaths", 3, 1, Left { starts: 5, verbs: 5, deaths: 3, stops: 0, failures: 2, later: 1 }),
-    ("four processes", 4, 1, Left { starts: 4, verbs: 4, deaths: 1, stops: 1, failures: 0, later: 0 }),
+    ("everything", 3, 2, Left { starts: 3, verbs: 4, deaths: 1, stops: 0, failures: 0, later: 0 }),
+    ("deaths", 3, 1, Left { starts: 4, verbs: 3, deaths: 2, stops: 0, failures: 1, later: 1 }),
+    ("a stopped owner of the lock", 3, 1, Left { starts: 3, verbs: 3, deaths: 1, stops: 1, failures: 0, later: 0 }),
+    ("four processes", 4, 1, Left { starts: 4, verbs: 3, deaths: 1, stops: 0, failures: 0, later: 0 }),
 ];
