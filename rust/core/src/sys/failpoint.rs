@@ -49,7 +49,8 @@ mod armed {
         let place = numbered(format!("{}: {step}", VERB.get()));
         if let Some(path) = std::env::var_os("ONECOPY_FAILPOINTS") {
             let file = OpenOptions::new().append(true).create(true).open(path);
-            let _ = file.and_then(|mut file| writeln!(file, "{place}"));
+            // At once: threads write at the same time.
+            let _ = file.and_then(|mut file| file.write_all(format!("{place}\n").as_bytes()));
         }
         if std::env::var("ONECOPY_FAILPOINT").is_ok_and(|wanted| wanted == place) {
             let _ = kill_process(getpid(), Signal::KILL);
