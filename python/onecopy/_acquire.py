@@ -204,14 +204,9 @@ class Acquisition:
             obj = self.constructor()
             self.private_bytes = anonymous_bytes() - before
             state = self.state() if self.state is not None else None
-        except BaseException as error:
-            # Its own exception reaches its caller. Ctrl-C is no failure of the model: the next one tries.
-            _end(
-                store,
-                loading,
-                "failed" if isinstance(error, Exception) else "gave up",
-                f"{type(error).__name__}: {error}",
-            )
+        except Exception as error:
+            # Its own exception reaches its caller. Ctrl-C is no failure of the model: `run` says so, the next one tries.
+            _end(store, loading, "failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self.load_seconds += time.monotonic() - began

@@ -247,7 +247,7 @@ impl Store {
 
     /// Where the registry does not answer now, the housekeeping thread tries again.
     fn release(&self, lease: LeaseId) {
-        if self.registry.transact(|session| session.release(lease)).is_err() {
+        if self.try_release(lease).is_err() {
             process::current().release_later(&self.place, lease);
         }
     }
@@ -314,10 +314,6 @@ fn leads_to(directory: &Directory, prefix: &str, facts: &SegmentFacts) -> bool {
 
 fn object_id(facts: &SegmentFacts) -> ObjectId {
     ObjectId { device: facts.device, inode: facts.inode, bytes: facts.bytes }
-}
-
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 fn check_key(key: &Key) -> Result<()> {

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, unlinkat};
 
-use crate::layout::registry::{LOCK, NAMESPACE_MAX, NONE, PAGE, file_name, namespace_fits};
+use crate::layout::registry::{LOCK, NAMESPACE_MAX, PAGE, file_name, namespace_fits};
 use crate::sys::directory::Directory;
 use crate::sys::failpoint::reached;
 use crate::sys::futex::FutexPage;
@@ -43,12 +43,10 @@ use session::LifeLocks;
 use table::Table;
 
 pub use check::Census;
-pub use session::Session;
+pub use session::{Session, now};
 use transition::Transition;
 pub use transition::{SweepReport, Swept};
 
-/// Stands for a visitor: a row that no table has.
-const NOBODY: ProcessId = ProcessId { slot: NONE, generation: 0 };
 /// How often the file may be replaced under one transaction.
 const MOVES: u32 = 16;
 
@@ -162,7 +160,7 @@ impl Registry {
             // Whoever is in the table, or was, comes back first: else he would sweep away what he has.
             let me = match &inner.member {
                 Some(_) if keep => self.join(inner, file, id, &mut head, &mut oracle, &mut after)?,
-                _ => NOBODY,
+                _ => ProcessId::NOBODY,
             };
             let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
             let answer = work(&mut session)?;
@@ -244,7 +242,7 @@ impl Registry {
                 Some(member) => member.valid(head.uuid, &mut table, &mut oracle)?,
                 None => false,
             };
-            let mut session = Session::new(table, oracle, NOBODY);
+            let mut session = Session::new(table, oracle, ProcessId::NOBODY);
             session.sweep(false)?;
             let census = session.check()?;
             self.commit(file, &mut head, session.table(), &mut after)?;
@@ -354,7 +352,7 @@ impl Registry {
         after: &mut Aftermath,
     ) -> Result<()> {
         let mut table = FileTable::new(file, &self.place, head.heads);
-        Transition { table: &mut table, oracle, now: session::now() }.sweep()?;
+        Transition { table: &mut table, oracle, now: now() }.sweep()?;
         self.commit(file, head, &mut table, after)?;
         commit::trim(file);
         Ok(())

@@ -27,9 +27,14 @@ pub struct LeaseId {
     pub serial: u64,
 }
 
+impl ProcessId {
+    /// Who is not in the table: a row that no table has.
+    pub const NOBODY: Self = Self { slot: u32::MAX, generation: 0 };
+}
+
 impl LeaseId {
     /// No lease: of a row that no table has.
-    pub const NONE: Self = Self { row: u32::MAX, owner: ProcessId { slot: u32::MAX, generation: 0 }, serial: 0 };
+    pub const NONE: Self = Self { row: u32::MAX, owner: ProcessId::NOBODY, serial: 0 };
 }
 
 /// A living process that says it has the segment open.

@@ -6,7 +6,8 @@ use rustix::io::Errno;
 
 use super::held::Held;
 use super::process;
-use super::{Ask, Attached, Store, check_key, now};
+use super::{Ask, Attached, Store, check_key};
+use crate::registry::now;
 use crate::registry::request::{PublishRequest, Published, Ticket};
 use crate::segment::writer::{Filling, Outline, Sealed};
 use crate::store::View;
