@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def test_what_is_there_and_who_has_it(namespace):
         assert "v1" in table
         assert "8.0 MiB" in table
         (model,) = json.loads(run(namespace, "show", "arrays", "--json"))
-        assert model["holders"] == [[os.getpid(), Path("/proc/self/comm").read_text().strip()]]
+        (holder,) = model["holders"]
+        assert (holder["pid"], holder["name"]) == (os.getpid(), Path("/proc/self/comm").read_text().strip())
+        assert model["since"] <= holder["since"] <= time.time()
         assert model["shared_bytes"] == 8 * MIB
         assert f"held by process {os.getpid()}" in run(namespace, "show", "arrays")
         assert run(namespace, "verify", "arrays", "--version", "v1") == (
@@ -61,6 +64,25 @@ def test_what_is_there_and_who_has_it(namespace):
         assert json.loads(run(namespace, "rm", "arrays", "--json")) == {"removed": 1}
         assert "superseded" in run(namespace, "ls")
         run(namespace, "rm", "arrays", code=3)
+
+
+@pytest.mark.parametrize("backend", ["memfd", "posix"])
+def test_what_it_costs_each_process(namespace, backend):
+    with Other() as publisher, Other() as attacher:
+        publisher("publish", namespace, "t", backend=backend)
+        (model,) = json.loads(run(namespace, "show", "t", "--json"))
+        size = model["shared_bytes"]
+        attacher("attach", namespace, "t")
+        (model,) = json.loads(run(namespace, "show", "t", "--json"))
+        costs = {holder["pid"]: holder for holder in model["holders"]}
+        assert costs.keys() == {publisher.pid, attacher.pid}
+        # Header and skeleton are pages of the segment, too.
+        assert size <= sum(cost["pss_bytes"] for cost in costs.values()) <= 1.01 * size + 8192
+        assert costs[attacher.pid]["private_bytes"] == 0
+        attacher("write_in_place", "t")
+        said = run(namespace, "show", "t")
+        assert re.search(rf"held by process {publisher.pid} \(.*\) for \d+ s: PSS \d\.\d MiB\n", said)
+        assert re.search(rf"process {attacher.pid} \(.*\) for \d+ s: PSS .*, \d+\.0 KiB of its own by writing", said)
 
 
 def test_put_publishes_pinned_and_rm_frees(namespace, tmp_path):

@@ -35,6 +35,9 @@ class Store:
     @property
     def path(self) -> str:
         """The registry's file."""
+    @staticmethod
+    def room() -> tuple[int, str]:
+        """Memory that a model may take now: bytes, and the tightest limit on it in words."""
     def acquire(
         self, key: _Key, constructor: _Constructor, *, may_load: bool, waited: int | None = None
     ) -> Attached | Loading | Waiting | Again | Private:

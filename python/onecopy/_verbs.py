@@ -36,7 +36,8 @@ def refuse(place: Place, key: ModelKey, *, pin: bool, replace: bool) -> None:
         if row["state"] == "loading" and row["publisher"]:
             who = f"process {row['publisher'][0]} ({row['publisher'][1]}) is loading it"
         elif row["state"] == "ready" and row["holders"]:
-            pid, name = row["publisher"] if row["publisher"] in row["holders"] else row["holders"][0]
+            holders = [holder[:2] for holder in row["holders"]]
+            pid, name = row["publisher"] if row["publisher"] in holders else holders[0]
             who = f"process {pid} ({name}) has it"
         elif row["state"] == "ready" and row["pinned"]:
             who = "it is pinned"

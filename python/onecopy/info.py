@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,16 @@ class ModelInfo:
     reason: str = ""
 
 
+class HolderProcess(NamedTuple):
+    """A living process with a lease."""
+
+    #: As its own PID namespace numbers it.
+    pid: int
+    name: str
+    #: When it took its lease, in seconds since the epoch.
+    since: float
+
+
 @dataclass(frozen=True, slots=True)
 class StoredModel:
     """One row of `Store.list()`."""
@@ -52,6 +62,7 @@ class StoredModel:
     publisher: tuple[int, str] | None
     #: When it got its state, in seconds since the epoch.
     since: float
-    #: (pid, name) of every living process with a lease.
-    holders: tuple[tuple[int, str], ...]
+    holders: tuple[HolderProcess, ...]
     reason: str
+    #: (device, inode) of its memory, by which stat(2) and /proc/<pid>/maps tell files apart; None where it has none.
+    file: tuple[int, int] | None

@@ -9,7 +9,7 @@ from typing import Any
 
 from onecopy import process
 from onecopy.errors import BadNameError, ModelNotFoundError
-from onecopy.info import ModelInfo, StoredModel
+from onecopy.info import HolderProcess, ModelInfo, StoredModel
 from onecopy.process import Acquired, Constructor, ModelKey, Place
 
 BACKENDS = ("auto", "memfd", "posix")
@@ -182,6 +182,7 @@ def _stored(row: dict[str, Any]) -> StoredModel:
         constructor=row["constructor"],
         publisher=row["publisher"],
         since=row["since"],
-        holders=tuple(row["holders"]),
+        holders=tuple(HolderProcess(*holder) for holder in row["holders"]),
         reason=row["reason"].removeprefix(process.QUIETLY),
+        file=row["file"],
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecopy import process
-from onecopy.cli import machine
+from onecopy.cli import machine, memory
 from onecopy.errors import BadNameError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ UNIT = 1024
 def ls(store: Store, options: argparse.Namespace) -> int:
     models = store.list()
     if options.json:
-        return _json([asdict(model) for model in models])
+        return _json([_plain(model) for model in models])
     if not models:
         print(f"no models in namespace '{store.place.namespace}' ({process.core_store(store.place).path})")
         return 0
@@ -56,7 +56,7 @@ def ls(store: Store, options: argparse.Namespace) -> int:
 def show(store: Store, options: argparse.Namespace) -> int:
     models = store.show(options.tag)
     if options.json:
-        return _json([asdict(model) for model in models])
+        return _json([_plain(model, costs=True) for model in models])
     for model in models:
         version = f" version {model.version}" if model.version else ""
         print(f"{model.tag}{version}: {_state(model)}, generation {model.generation}, since {_ago(model.since)}")
@@ -66,11 +66,19 @@ def show(store: Store, options: argparse.Namespace) -> int:
         if model.publisher:
             verb = "loading in" if model.state == "loading" else "published by"
             print(f"  {verb} process {model.publisher[0]} ({model.publisher[1]})")
-        for pid, name in model.holders:
-            print(f"  held by process {pid} ({name})")
+        for holder in model.holders:
+            print(f"  held by process {holder.pid} ({holder.name}) for {_ago(holder.since)}{_cost(model, holder.pid)}")
         if model.reason:
             print(f"  {model.reason}")
     return 0
+
+
+def _cost(model: StoredModel, pid: int) -> str:
+    found = memory.cost(pid, model.file) if model.file else None
+    if found is None:
+        return ", which maps nothing of it, or cannot be looked into from here" if model.file else ""
+    own = f", {_size(found.private)} of its own by writing" if found.private else ""
+    return f": PSS {_size(found.pss)}{own}"
 
 
 def put(store: Store, options: argparse.Namespace) -> int:
@@ -96,7 +104,7 @@ def put(store: Store, options: argparse.Namespace) -> int:
         if not row.unnamed and row.generation == generation and (key.version or "").startswith(row.version or "")
     )
     if options.json:
-        return _json(asdict(model))
+        return _json(_plain(model))
     print(f"published {options.tag}: {_size(model.shared_bytes)}, pinned; `onecopy rm {options.tag}` removes it")
     return 0
 
@@ -191,6 +199,17 @@ def doctor(store: Store, options: argparse.Namespace) -> int:
             if finding.remedy:
                 print(f"      {finding.remedy}")
     return 0 if all(finding.good for finding in findings) else 1
+
+
+def _plain(model: StoredModel, *, costs: bool = False) -> dict[str, Any]:
+    """For a script. `costs`: with the bytes of each holder, null where they cannot be seen."""
+    plain = asdict(model)
+    plain["holders"] = [holder._asdict() for holder in model.holders]
+    if costs:
+        for holder in plain["holders"]:
+            found = memory.cost(holder["pid"], model.file) if model.file else None
+            holder["pss_bytes"], holder["private_bytes"] = (found.pss, found.private) if found else (None, None)
+    return plain
 
 
 def _json(value: Any) -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SMALL = 64 << 20
 #: File systems whose files are memory.
 IN_MEMORY = ("tmpfs", "ramfs")
+#: Descriptors below which frameworks and data loaders run out first.
+FEW = 256
 #: `/proc/sys/vm/overcommit_memory`: every private mapping is charged in full.
 STRICT = "2"
 
@@ -37,10 +39,13 @@ def examine(place: Place) -> list[Finding]:
     return [
         _registry(place),
         _directory(place),
+        _memory(place),
         _memfd(),
         _proc(),
         _overcommit(),
         _file_size(),
+        _addresses(),
+        _descriptors(),
         _huge_pages(),
     ]
 
@@ -96,6 +101,14 @@ def filesystem(directory: str) -> str:
     return found
 
 
+def _memory(place: Place) -> Finding:
+    try:
+        free, limit = process.core_store(place).room()
+    except OneCopyError as error:
+        return Finding(good=False, what=f"memory: {error}")
+    return Finding(good=True, what=f"{free >> 20} MiB of memory may be taken by a model ({limit})")
+
+
 def _memfd() -> Finding:
     try:
         os.close(os.memfd_create("onecopy-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
@@ -132,6 +145,22 @@ def _file_size() -> Finding:
     if limit == resource.RLIM_INFINITY:
         return Finding(good=True, what="RLIMIT_FSIZE is unlimited")
     return Finding(good=False, what=f"RLIMIT_FSIZE bounds every segment to {limit} bytes", remedy="ulimit -f unlimited")
+
+
+def _addresses() -> Finding:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return Finding(good=True, what="RLIMIT_AS is unlimited")
+    what = f"RLIMIT_AS: a process and the models that it maps have {limit >> 20} MiB of addresses"
+    return Finding(good=False, what=what, remedy="ulimit -v unlimited")
+
+
+def _descriptors() -> Finding:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    what = f"RLIMIT_NOFILE: {limit} descriptors in a process, of which each model takes one"
+    if limit >= FEW:
+        return Finding(good=True, what=what)
+    return Finding(good=False, what=what, remedy=f"ulimit -n {FEW}")
 
 
 def _huge_pages() -> Finding:

@@ -31,6 +31,7 @@ use crate::sys::failpoint::{reached, verb};
 use crate::sys::fork;
 use crate::sys::mapping::Mapping;
 use crate::sys::object::{self, ObjectId, SegmentFd};
+use crate::sys::room::{self, Room};
 use crate::words::{Backend, Key, SegmentFacts};
 use crate::{Error, Result};
 
@@ -90,6 +91,11 @@ impl Store {
 
     pub fn registry_path(&self) -> String {
         self.registry.path()
+    }
+
+    /// Memory that a model may take now, and the tightest limit on it.
+    pub fn room() -> Room {
+        room::memory()
     }
 
     /// Sleeps until the entry changes, at most `limit`. Spurious wake-ups are fine: the caller asks again.

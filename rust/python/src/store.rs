@@ -37,6 +37,13 @@ impl Store {
         self.store.registry_path()
     }
 
+    /// Memory that a model may take now: (bytes, the limit in words).
+    #[staticmethod]
+    fn room(py: Python<'_>) -> (u64, String) {
+        let room = gil::released(py, store::Store::room);
+        (room.free, room.limit)
+    }
+
     /// Asks once: `Attached`, `Loading`, `Waiting`, `Again` or `Private`. `key`: (tag, version, compatibility);
     /// `constructor`: (name, code hash); `waited`: the episode in which the caller began to wait.
     #[pyo3(signature = (key, constructor, *, may_load, waited=None))]
@@ -189,16 +196,17 @@ fn listed<'py>(py: Python<'py>, row: &Listed) -> PyResult<Bound<'py, PyDict>> {
     entry.set_item("unnamed", row.unnamed)?;
     entry.set_item("pinned", row.pinned)?;
     entry.set_item("backend", row.segment.map(|facts| backend_name(facts.backend)))?;
+    entry.set_item("file", row.segment.map(|facts| (facts.device, facts.inode)))?;
     entry.set_item("uuid", row.segment.map(|facts| PyBytes::new(py, &facts.uuid)))?;
     entry.set_item("segment_bytes", row.segment.map(|facts| facts.bytes))?;
     entry.set_item("shared_bytes", row.shared_bytes)?;
     entry.set_item("constructor", &row.constructor.name)?;
     entry.set_item("publisher", row.publisher.as_ref().map(|who| (who.pid, who.name.as_str())))?;
     entry.set_item("since", Duration::from_nanos(row.since).as_secs_f64())?;
-    entry.set_item(
-        "holders",
-        row.holders.iter().map(|holder| (holder.identity.pid, holder.identity.name.as_str())).collect::<Vec<_>>(),
-    )?;
+    let holders = row.holders.iter().map(|holder| {
+        (holder.identity.pid, holder.identity.name.as_str(), Duration::from_nanos(holder.since).as_secs_f64())
+    });
+    entry.set_item("holders", holders.collect::<Vec<_>>())?;
     entry.set_item("reason", &row.reason)?;
     Ok(entry)
 }

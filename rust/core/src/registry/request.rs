@@ -44,6 +44,8 @@ pub struct Holder {
     pub identity: Identity,
     /// Its descriptor of the memfd (-1 for posix).
     pub fd: i32,
+    /// When it took its lease, CLOCK_REALTIME nanoseconds.
+    pub since: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -87,7 +87,8 @@ row! {
         previous: u32 = NONE,
         next: u32 = NONE,
         state: u32 = FREE,
-        reserved: [u32; 2] = [0; 2],
+        /// When it was taken, CLOCK_REALTIME nanoseconds.
+        since: u64 = 0,
     }
 }
 

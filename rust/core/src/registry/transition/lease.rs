@@ -35,6 +35,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             fd,
             next,
             state: HELD,
+            since: self.now,
             ..Lease::BLANK
         };
         self.table.put(row, lease)?;

@@ -124,6 +124,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
                     lease: lease::id(at, &found),
                     identity: process::identity(&holder),
                     fd: found.fd,
+                    since: found.since,
                 });
             }
             at = found.next;
