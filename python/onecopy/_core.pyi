@@ -48,6 +48,11 @@ class Store:
         """
     def wait(self, waiting: Waiting, seconds: float) -> None:
         """Sleeps until the entry changes, at most `seconds`; may wake early."""
+    def refuse(self, key: _Key, backend: str, pin: bool, replace: bool) -> None:
+        """What can be said before an object is made or taken apart.
+
+        Raises BadNameError for a backend that cannot pin, ModelExistsError for a tag that is taken.
+        """
     def announce(
         self,
         key: _Key,

@@ -9,7 +9,7 @@ from typing import Any
 
 from onecopy import _core, _key, _publish, process, skeleton
 from onecopy._acquire import DYING, OUT_OF_REACH, SLICE, in_words
-from onecopy.errors import BadNameError, ModelExistsError, ModelNotFoundError, ModelTimeoutError, UnshareableError
+from onecopy.errors import ModelNotFoundError, ModelTimeoutError, UnshareableError
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, ModelKey, Place
 
@@ -18,33 +18,6 @@ logger = logging.getLogger("onecopy")
 
 #: Of an object that was published: nobody says how it is made, so no constructor is another one than its.
 NO_CONSTRUCTOR = ("", 0)
-
-
-def refuse(place: Place, key: ModelKey, *, pin: bool, replace: bool) -> None:
-    """What can be said before the object is made or taken apart. The core looks again when it matters.
-
-    Raises BadNameError for a backend that cannot pin, ModelExistsError for a tag that is taken.
-    """
-    if pin and place.backend == "memfd":
-        message = 'a pinned model outlives its holders, and no memfd does: backend="posix" or "auto", not "memfd"'
-        raise BadNameError(message)
-    if replace:
-        return
-    for row in process.core_store(place).list():
-        if (row["tag"], row["version"], row["compatibility"]) != _key.of(key) or row["unnamed"]:
-            continue
-        if row["state"] == "loading" and row["publisher"]:
-            who = f"process {row['publisher'][0]} ({row['publisher'][1]}) is loading it"
-        elif row["state"] == "ready" and row["holders"]:
-            holders = [holder[:2] for holder in row["holders"]]
-            pid, name = row["publisher"] if row["publisher"] in holders else holders[0]
-            who = f"process {pid} ({name}) has it"
-        elif row["state"] == "ready" and row["pinned"]:
-            who = "it is pinned"
-        else:
-            continue
-        message = f"{key} exists in namespace '{place.namespace}': {who}. Pass replace=True to supersede it"
-        raise ModelExistsError(message)
 
 
 def publish(
@@ -56,9 +29,9 @@ def publish(
     replace: bool,
     made_by: tuple[str, int] = NO_CONSTRUCTOR,
 ) -> Acquired:
-    refuse(place, key, pin=pin, replace=replace)
-    began = time.monotonic()
     store = process.core_store(place)
+    store.refuse(_key.of(key), place.backend, pin, replace)
+    began = time.monotonic()
     try:
         published = _publish.publish(
             store,

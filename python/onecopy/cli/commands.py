@@ -91,7 +91,7 @@ def put(store: Store, options: argparse.Namespace) -> int:
 
     key = process.ModelKey.checked(options.tag, options.version)
     # Before anything of the user's is imported or called: both may take minutes.
-    _verbs.refuse(store.place, key, pin=True, replace=options.replace)
+    process.core_store(store.place).refuse(_key.of(key), store.place.backend, pin=True, replace=options.replace)
     constructor = _constructor(options.constructor, module, function)
     made_by = _key.describe(constructor)
     made = constructor()

@@ -326,8 +326,9 @@ fn check_key(key: &Key) -> Result<()> {
     let tag = &key.tag;
     if tag.is_empty() || tag.len() > MAX_NAME || tag.contains('\0') {
         let length = tag.len();
+        let remedy = if length > MAX_NAME { ". Put a long path into `version`" } else { "" };
         return Err(Error::BadName(format!(
-            "tag of {length} bytes: 1 to {MAX_NAME} bytes of UTF-8 without NUL are allowed. Put a long path into `version`"
+            "tag of {length} bytes: 1 to {MAX_NAME} bytes of UTF-8 without NUL are allowed{remedy}"
         )));
     }
     Ok(())

@@ -25,9 +25,9 @@ pub struct Key {
 impl std::fmt::Display for Key {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.version.is_empty() {
-            write!(out, "'{}'", self.tag)
+            write!(out, "'{}'", self.tag.escape_debug())
         } else {
-            write!(out, "'{}' (version '{}')", self.tag, self.version)
+            write!(out, "'{}' (version '{}')", self.tag.escape_debug(), self.version.escape_debug())
         }
     }
 }

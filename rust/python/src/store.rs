@@ -66,6 +66,20 @@ impl Store {
         gil::released(py, || self.store.wait(waiting.word, waiting.value, limit));
     }
 
+    /// What can be said before an object is made or taken apart: raises BadNameError for a backend that cannot pin,
+    /// ModelExistsError for a tag that is taken.
+    fn refuse(
+        &self,
+        py: Python<'_>,
+        key: (String, String, String),
+        backend: &str,
+        pin: bool,
+        replace: bool,
+    ) -> PyResult<()> {
+        let (key, backend) = (self::key(key), one_backend(backend)?);
+        detached(py, || self.store.refuse(&key, backend, pin, replace))
+    }
+
     /// Looks for room and takes it. `buffers`: (offset in the data area, bytes) in order; `excess`: the most that is
     /// written and not yet freed at any moment of the fill, in bytes; `backend`: "auto", "memfd" or "posix".
     #[pyo3(signature = (key, constructor, *, skeleton, buffers, data_bytes, excess, backend, pin, replace, loading=None))]
@@ -84,12 +98,7 @@ impl Store {
         replace: bool,
         loading: Option<&Loading>,
     ) -> PyResult<Publishing> {
-        let backend = match backend {
-            "auto" => None,
-            "memfd" => Some(Backend::Memfd),
-            "posix" => Some(Backend::Posix),
-            other => return Err(PyValueError::new_err(format!("backend {other:?}: \"auto\", \"memfd\" or \"posix\""))),
-        };
+        let backend = one_backend(backend)?;
         let announced = Announced {
             skeleton: skeleton.as_bytes().to_vec(),
             buffers,
@@ -162,6 +171,16 @@ impl Store {
     }
 }
 
+/// `None`: whichever has room.
+fn one_backend(name: &str) -> PyResult<Option<Backend>> {
+    match name {
+        "auto" => Ok(None),
+        "memfd" => Ok(Some(Backend::Memfd)),
+        "posix" => Ok(Some(Backend::Posix)),
+        other => Err(PyValueError::new_err(format!("backend {other:?}: \"auto\", \"memfd\" or \"posix\""))),
+    }
+}
+
 fn ended(how: &str, reason: String) -> PyResult<Ended> {
     match how {
         "failed" => Ok(Ended::Failed { reason }),
@@ -171,12 +190,12 @@ fn ended(how: &str, reason: String) -> PyResult<Ended> {
     }
 }
 
-fn ask(
-    (tag, version, compatibility): (String, String, String),
-    (name, code_hash): (String, u64),
-    may_load: bool,
-) -> Ask {
-    Ask { key: Key { tag, version, compatibility }, constructor: Constructor { name, code_hash }, may_load }
+fn key((tag, version, compatibility): (String, String, String)) -> Key {
+    Key { tag, version, compatibility }
+}
+
+fn ask(key: (String, String, String), (name, code_hash): (String, u64), may_load: bool) -> Ask {
+    Ask { key: self::key(key), constructor: Constructor { name, code_hash }, may_load }
 }
 
 fn listed<'py>(py: Python<'py>, row: &Listed) -> PyResult<Bound<'py, PyDict>> {

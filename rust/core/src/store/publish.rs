@@ -15,7 +15,7 @@ use crate::sys::failpoint::{reached, verb};
 use crate::sys::memory::Victim;
 use crate::sys::object::SegmentFd;
 use crate::sys::room;
-use crate::words::{Backend, Content, SegmentFacts};
+use crate::words::{Backend, Content, Key, SegmentFacts};
 use crate::{Error, Result};
 
 /// Where room is tighter than this beyond the need, the filler offers itself to the OOM killer.
@@ -74,12 +74,32 @@ enum Stage {
 }
 
 impl Store {
+    /// What can be said before an object is made or taken apart; publishing looks again.
+    pub fn refuse(&self, key: &Key, backend: Option<Backend>, pin: bool, replace: bool) -> Result<()> {
+        check_key(key)?;
+        if pin && backend == Some(Backend::Memfd) {
+            return Err(Error::BadName(
+                "a pinned model outlives its holders, and no memfd does: backend=\"posix\" or \"auto\", not \"memfd\""
+                    .into(),
+            ));
+        }
+        if replace {
+            return Ok(());
+        }
+        // What this process dropped just now is not there any more.
+        process::current().catch_up();
+        match self.registry.visit(false, |session| session.holder_of(key))?.flatten() {
+            Some(holder) => Err(self.exists(key, &holder)),
+            None => Ok(()),
+        }
+    }
+
     /// Looks whether the model fits, takes the room, and enters the segment's name into the table before it exists.
     pub fn announce(self: &Arc<Self>, ask: &Ask, announced: Announced) -> Result<Publishing> {
         check_key(&ask.key)?;
         verb("announce");
-        if announced.ticket.is_none() && !announced.replace {
-            self.refuse_if_taken(ask)?;
+        if announced.ticket.is_none() {
+            self.refuse(&ask.key, announced.backend, announced.pin, announced.replace)?;
         }
         let outline = Outline::new(announced.skeleton.len() as u64, &announced.buffers, announced.data_bytes)?;
         let mut failed = None;
@@ -93,26 +113,12 @@ impl Store {
         Err(failed.unwrap_or_else(|| Error::os("announce", "segment", Errno::INVAL)))
     }
 
-    fn refuse_if_taken(&self, ask: &Ask) -> Result<()> {
-        let taken = self.registry.transact(|session| session.holder_of(&ask.key))?;
-        match taken {
-            Some(holder) => Err(self.exists(ask, &holder)),
-            None => Ok(()),
-        }
-    }
-
-    fn exists(&self, ask: &Ask, holder: &str) -> Error {
-        Error::Exists { key: ask.key.to_string(), namespace: self.place.namespace.clone(), holder: holder.to_owned() }
+    fn exists(&self, key: &Key, holder: &str) -> Error {
+        Error::Exists { key: key.to_string(), namespace: self.place.namespace.clone(), holder: holder.to_owned() }
     }
 
     fn backends(&self, announced: &Announced) -> Result<Vec<Backend>> {
         Ok(match announced.backend {
-            // A pinned model outlives its holders: no memfd does.
-            Some(Backend::Memfd) if announced.pin => {
-                return Err(Error::BadName(
-                    "pin=True needs a name to live on: backend \"posix\" or \"auto\", not \"memfd\"".into(),
-                ));
-            }
             Some(backend) => vec![backend],
             None if announced.pin => vec![Backend::Posix],
             None if self.others_in_sight()? => vec![Backend::Posix, Backend::Memfd],
@@ -358,9 +364,10 @@ impl Publishing {
             Published::Superseded => Ok(Outcome::Superseded),
             Published::Exists { holder, loading, .. } => {
                 let who = holder.map_or("nobody living".into(), |who| format!("process {} ({})", who.pid, who.name));
-                Err(self
-                    .store
-                    .exists(&self.ask, &if loading { format!("{who} is loading it") } else { format!("{who} has it") }))
+                Err(self.store.exists(
+                    &self.ask.key,
+                    &if loading { format!("{who} is loading it") } else { format!("{who} has it") },
+                ))
             }
         }
     }

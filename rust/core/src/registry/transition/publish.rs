@@ -1,6 +1,6 @@
 //! publish: a filled segment gets the name.
 
-use super::super::request::{PublishRequest, Published};
+use super::super::request::{ProcessId, PublishRequest, Published};
 use super::super::table::{Oracle, Table};
 use super::{Steps, Transition, entry, lease, segment};
 use crate::Result;
@@ -102,26 +102,30 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         if row.state == WITNESSES {
             return Ok(None);
         }
-        let holder = self.any_holder(current)?;
-        if holder.is_none() && row.pinned == 0 {
-            return Ok(None);
-        }
-        let publisher = self.identity(segment::owner(&row))?;
-        Ok(Some(Owner { who: publisher.or(holder) }))
+        let holder = self.holder_to_name(current, segment::owner(&row))?;
+        Ok((holder.is_some() || row.pinned != 0).then_some(Owner { who: holder }))
     }
 
-    fn any_holder(&mut self, current: u32) -> Result<Option<Identity>> {
+    /// A living holder: the publisher if it still is one.
+    fn holder_to_name(&mut self, current: u32, publisher: ProcessId) -> Result<Option<Identity>> {
+        let mut newest = None;
         let mut at = self.segment(current)?.leases;
         let mut steps = Steps::over(self.table, TableId::Leases);
         while at != NONE {
             steps.next(self.table, "leases of a segment")?;
             let row = self.lease_of(at, current)?;
-            if let Some(holder) = self.identity(lease::owner(&row))? {
-                return Ok(Some(holder));
+            let owner = lease::owner(&row);
+            if (newest.is_none() || owner == publisher)
+                && let Some(holder) = self.identity(owner)?
+            {
+                if owner == publisher {
+                    return Ok(Some(holder));
+                }
+                newest = Some(holder);
             }
             at = row.next;
         }
-        Ok(None)
+        Ok(newest)
     }
 }
 
