@@ -62,6 +62,8 @@ class Worker:
             lambda: {"value": value, "weights": weights(value)}, tag, store=self.store, linger=linger
         )
         self.check(holder.acquire())
+        if holder.info is None or holder.info.role == "private":
+            self.wrong(f"a copy of its own: {holder.info}")
         self.held[tag] = holder
 
     def use(self) -> None:
@@ -190,6 +192,8 @@ def nothing_left(namespace: str) -> None:
         store.sweep()
     rows = [row for row in store.list() if row.state != "stale"]
     assert rows == [], rows
+    # No row of a process, of a lease or of a segment.
+    assert store.sweep(dry_run=True) == []
     left = [path.name for path in SHM.glob(f"onecopy-v1-{os.geteuid()}-{namespace}-*")]
     assert left == [], left
 
@@ -203,7 +207,7 @@ def main() -> None:
     namespace = f"soak-{os.getpid()}"
     print(f"seed {options.seed}", flush=True)
     counts = soak(options.seconds, options.workers, options.seed, namespace)
-    process.core_store(process.Place(namespace)).remove_registry_if_unused()
+    assert process.core_store(process.Place(namespace)).remove_registry_if_unused()
     print(
         f"{counts['started']} processes, {counts['killed']} killed, {counts['left']} left by themselves: nothing wrong"
     )
