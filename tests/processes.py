@@ -118,6 +118,7 @@ class Forked:
         self._stderr = Path(path + ".stderr")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
+            Path(path).chmod(0o666)  # a child may have become another user
             listener.listen(1)
             self.pid: int = parent(task, *args, path)
             self._connection, _ = listener.accept()

@@ -219,6 +219,11 @@ def environment(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+def call(module: str, function: str, *args: Any, **kwargs: Any) -> Any:
+    """What is not among the tasks."""
+    return getattr(importlib.import_module(module), function)(*args, **kwargs)
+
+
 def mapped() -> list[str]:
     """Mappings of segments in this process, one line of /proc/self/maps each."""
     with Path("/proc/self/maps").open() as lines:

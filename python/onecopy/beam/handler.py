@@ -100,8 +100,8 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
     def load_model(self) -> ModelT:
         """The model: attached where a process of this machine has it, else loaded by `base` and published.
 
-        Raises what `base.load_model` raises; LoaderKilledError after two loaders in a row died for lack of memory;
-        with `on_unshareable="raise"` or ONECOPY=require any OneCopyError that kept the model from being shared.
+        Raises what `base.load_model` raises; with `on_unshareable="raise"` or ONECOPY=require any OneCopyError that
+        kept the model from being shared.
         """
         self._set_up_process()
         if self._active():

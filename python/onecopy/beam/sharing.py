@@ -14,14 +14,14 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 from onecopy import process
 from onecopy.beam import loaded, state
 from onecopy.beam.pickling import pickler_class
-from onecopy.errors import BadNameError, LoaderKilledError, OneCopyError, RecursionInConstructorError, SystemCallError
+from onecopy.errors import BadNameError, OneCopyError, RecursionInConstructorError, SystemCallError
 from onecopy.info import ModelInfo
 from onecopy.store import Store
 
 logger = logging.getLogger(__name__)
 
-# Down the ladder it would be killed again; the others are mistakes in the program.
-_TO_THE_CALLER = (LoaderKilledError, BadNameError, RecursionInConstructorError)
+# Mistakes in the program.
+_TO_THE_CALLER = (BadNameError, RecursionInConstructorError)
 
 
 # Of the 191 bytes that the table has for a version, so many are used where one is cut between two characters.
@@ -79,8 +79,7 @@ class HandlerKey(process.ModelKey):
 def share(handler: base.ModelHandler, wish: Wish) -> Any:
     """What `handler.load_model()` returns, shared if it can be; `loaded.find` knows it afterwards.
 
-    Raises what `handler.load_model` raises, LoaderKilledError, and, where `wish.must`, whatever kept it from being
-    shared.
+    Raises what `handler.load_model` raises, and, where `wish.must`, whatever kept it from being shared.
     """
     began = time.monotonic()
     pickler = pickler_class()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import re
 import resource
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +45,7 @@ def examine(place: Place) -> list[Finding]:
         _memory(place),
         _memfd(),
         _proc(),
+        *_holders(place),
         _overcommit(),
         _file_size(),
         _addresses(),
@@ -67,6 +71,12 @@ def _directory(place: Place) -> Finding:
         return Finding(
             good=False, what=f"{directory}: {error.strerror}", remedy="Mount a tmpfs there, or set ONECOPY_DIR"
         )
+    try:
+        _try_a_file(directory)
+    except OSError as error:
+        what = f"{directory}: no file can be made, written and locked there: {error.strerror}"
+        remedy = "Models load privately until this is mended. Another directory on a tmpfs: ONECOPY_DIR"
+        return Finding(good=False, what=what, remedy=remedy)
     kind = filesystem(directory)
     if kind not in ("", *IN_MEMORY):
         remedy = (
@@ -84,6 +94,18 @@ def _directory(place: Place) -> Finding:
         what=f"{what}: enough for the registry; models live in memfds, which it does not bound",
         remedy='Pinned models and backend="posix" need more: docker run --shm-size, or a memory-backed volume',
     )
+
+
+def _try_a_file(directory: str) -> None:
+    """What the registry needs of a directory, with a file that has no name."""
+    number = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(number, bytes(mmap.PAGESIZE), 0)
+        # `struct flock` of 64-bit Linux: a write lock on the first byte.
+        lock = struct.pack("hhxxxxqqixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        fcntl.fcntl(number, fcntl.F_OFD_SETLK, lock)
+    finally:
+        os.close(number)
 
 
 def filesystem(directory: str) -> str:
@@ -128,6 +150,50 @@ def _proc() -> Finding:
         remedy = "prctl(PR_SET_DUMPABLE, 1) after setuid(), or exec a fresh program"
         return Finding(good=False, what="this process is not dumpable: others may not open its memfds", remedy=remedy)
     return Finding(good=True, what="/proc/<pid>/fd of own processes can be opened")
+
+
+def _holders(place: Place) -> list[Finding]:
+    """Those whose descriptors this process may not open: it loads what they have once more."""
+    found = []
+    try:
+        models = process.core_store(place).list()
+    except OneCopyError:
+        return []  # told already
+    for pid, name in sorted({holder for model in models for holder in model["holders"]}):
+        try:
+            # The folder may be read with fewer rights than what is in it.
+            next(Path(f"/proc/{pid}/fd").iterdir()).readlink()
+        except PermissionError:
+            what = f"process {pid} ({name}) does not let this one open what it has: {_why_refused(pid)}"
+            remedy = 'Run both alike, or share with backend="posix"'
+            found.append(Finding(good=False, what=what, remedy=remedy))
+        except (OSError, StopIteration):  # gone meanwhile, or of another PID namespace
+            continue
+    return found
+
+
+def _why_refused(pid: int) -> str:
+    """ptrace(2), "Ptrace access mode checking": the first condition that does not hold."""
+    theirs, mine = _status(pid), _status(os.getpid())
+    if theirs["Uid"] != mine["Uid"] or theirs["Gid"] != mine["Gid"]:
+        return f"it has user and group {theirs['Uid']}:{theirs['Gid']}, this one {mine['Uid']}:{mine['Gid']}"
+    if Path(f"/proc/{pid}/fd").stat().st_uid != theirs["Uid"]:
+        return "it is not dumpable (after setuid() or prctl: prctl(PR_SET_DUMPABLE, 1) mends it)"
+    if theirs["CapPrm"] & ~mine["CapPrm"]:
+        return "it has capabilities that this one lacks"
+    return "it is in another user namespace, or not dumpable"
+
+
+def _status(pid: int) -> dict[str, int]:
+    """Effective user and group, and permitted capabilities, proc_pid_status(5)."""
+    found = {"Uid": -1, "Gid": -1, "CapPrm": 0}
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        name, _, value = line.partition(":")
+        if name in ("Uid", "Gid"):
+            found[name] = int(value.split()[1])
+        elif name == "CapPrm":
+            found[name] = int(value, 16)
+    return found
 
 
 def _overcommit() -> Finding:

@@ -113,8 +113,11 @@ impl Store {
                     }
                     _ if refused.is_some() => break,
                     Opened::OnlyForeign if foreign => {
-                        refused =
-                            Some("its holders live in other PID namespaces; backend=\"posix\" reaches across".into());
+                        refused = Some(
+                            "its holders live in other PID namespaces, or /proc is not mounted here; backend=\"posix\" \
+                             does without"
+                                .into(),
+                        );
                         break;
                     }
                     Opened::OnlyForeign => {}

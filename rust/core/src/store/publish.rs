@@ -30,8 +30,8 @@ pub struct Announced {
     pub data_bytes: u64,
     /// Most that is written and not yet freed at any moment of the fill, in bytes.
     pub excess: u64,
-    /// None: memfd, posix for pinned models and where other PID namespaces share the directory, and the other one for
-    /// lack of room.
+    /// None: memfd, posix for pinned models, where other PID namespaces share the directory, and where there is no /proc;
+    /// and the other one for lack of room.
     pub backend: Option<Backend>,
     pub pin: bool,
     pub replace: bool,
@@ -106,8 +106,14 @@ impl Store {
         for backend in self.backends(&announced)? {
             match self.reserve(ask, &announced, outline.clone(), backend) {
                 Ok(publishing) => return Ok(publishing),
-                // Whatever one backend fails of, the other may do: the first one's words are the ones to tell.
-                Err(error) => failed = failed.or(Some(error)),
+                // Whatever one backend fails of, the other may do. A lack of room is what can be told with figures and a
+                // remedy; else the first one's words are the ones to tell.
+                Err(error) => match (&failed, &error) {
+                    (None, _) => failed = Some(error),
+                    (Some(Error::NoRoom { .. }), _) => {}
+                    (Some(_), Error::NoRoom { .. }) => failed = Some(error),
+                    (Some(_), _) => {}
+                },
             }
         }
         Err(failed.unwrap_or_else(|| Error::os("announce", "segment", Errno::INVAL)))
@@ -121,16 +127,16 @@ impl Store {
         Ok(match announced.backend {
             Some(backend) => vec![backend],
             None if announced.pin => vec![Backend::Posix],
-            None if self.others_in_sight()? => vec![Backend::Posix, Backend::Memfd],
+            None if self.out_of_reach()? => vec![Backend::Posix, Backend::Memfd],
             None => vec![Backend::Memfd, Backend::Posix],
         })
     }
 
-    /// Living processes of other PID namespaces use this registry.
-    fn others_in_sight(&self) -> Result<bool> {
+    /// Somebody could not reach a memfd: processes of other PID namespaces use this registry, or `/proc` is not ours.
+    fn out_of_reach(&self) -> Result<bool> {
         let living = self.registry.transact(|session| session.living())?;
         let own = crate::sys::process::identity().pid_namespace;
-        Ok(living.iter().any(|other| other.pid_namespace != own))
+        Ok(own == 0 || living.iter().any(|other| other.pid_namespace != own))
     }
 
     fn reserve(
