@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["leftovers", "zygote"]
+pytest_plugins = ["cgroups", "leftovers", "plain", "zygote"]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ SOMEBODY = 61_234
 libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_NEWNS = 0x00020000
-MS_RDONLY, MS_REC, MS_PRIVATE = 1, 1 << 14, 1 << 18
+MS_RDONLY, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 1 << 12, 1 << 13, 1 << 14, 1 << 18, 2
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 
 #: System calls that are denied here, and their numbers.
@@ -146,6 +146,24 @@ def no_proc() -> None:
 def cover_proc() -> None:
     own_mounts()
     mount("tmpfs", "/proc", "", MS_RDONLY)
+
+
+def hide_parents(mount_point: str, group: str, empty: str) -> None:
+    """As in a container without a cgroup namespace: of the hierarchy that is mounted there, `group` is all that is seen."""
+    own_mounts()
+    call("mount", group.encode(), empty.encode(), None, MS_BIND, None)
+    call("umount2", mount_point.encode(), MNT_DETACH)
+    call("mount", empty.encode(), mount_point.encode(), None, MS_MOVE, None)
+
+
+def look_as_in_v2(folder: str, group: str) -> None:
+    """This process alone sees itself in `group` of a version 2 hierarchy that is mounted at `folder`, and in no other."""
+    own_mounts()
+    draft = Path(folder).parent
+    (draft / "own").write_text(f"0::{group}\n")
+    (draft / "mounts").write_text(f"30 24 0:26 / {folder} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n")
+    for file, name in (("own", "cgroup"), ("mounts", "mountinfo")):
+        call("mount", bytes(draft / file), f"/proc/{os.getpid()}/{name}".encode(), None, MS_BIND, None)
 
 
 # -- Users.

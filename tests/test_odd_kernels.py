@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import surroundings
-from processes import Forked, Other
+from processes import Forked
 from tasks import loads
 
 WHY_NOT = surroundings.impossible()
@@ -74,40 +72,6 @@ EXPECTED = {
     "RLIMIT_AS with room for one model": (private(r"mmap \d+ bytes of a segment: Cannot allocate memory"), ""),
     "RLIMIT_DATA with room for one model": (private(r"mmap \d+ bytes of a segment: Cannot allocate memory"), ""),
 }
-
-
-@pytest.fixture(scope="module")
-def plain() -> Iterator[Other]:
-    """Forks the processes of these tests; it has imported what another user may not read."""
-    with Other() as other:
-        other("import_all", "told", "surroundings", "email.parser", "encodings.ascii", "onecopy._verbs", "onecopy.cli")
-        other("call", "onecopy._key", "compatibility")
-        yield other
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """For sockets and a log, open to any user."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o711)
-    made = tmp_path / "open"
-    made.mkdir()
-    made.chmod(0o777)
-    (made / "log").touch()
-    (made / "log").chmod(0o666)
-    return made
-
-
-@pytest.fixture
-def fork(plain: Other, folder: Path) -> Iterator[Callable[..., Forked]]:
-    """Another process: `fork()`, or `fork(parent)`."""
-    with ExitStack() as stack:
-        yield lambda parent=plain: stack.enter_context(Forked(parent, folder))
-
-
-@pytest.fixture
-def log(folder: Path) -> str:
-    return str(folder / "log")
 
 
 def test_every_surrounding_is_expected_to_do_something():

@@ -11,6 +11,7 @@ import resource
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tasks
 
 import onecopy
@@ -62,6 +63,45 @@ def acquire(namespace: str, log: str, mib: int, backend: str = "auto", tag: str 
     return Told(model.total(), holder.info.role, holder.info.backend, warnings)
 
 
+def acquire_squeezed(limit: str, spare: int, *args: Any, **kwargs: Any) -> Told:
+    """As if others took the memory right after it was found to be free: `limit` goes down to that."""
+    from onecopy import _publish
+
+    fill = _publish._fill
+
+    def squeezed(*given: Any) -> int:
+        file = Path(limit)
+        usage = int(file.with_name("memory.usage_in_bytes").read_text())
+        file.write_text(str(usage + spare))
+        return fill(*given)
+
+    _publish._fill = squeezed
+    try:
+        return acquire(*args, **kwargs)
+    finally:
+        _publish._fill = fill
+
+
+def eat(mib: int) -> int:
+    """Takes so much private memory, and keeps it; `digest` says whether it is still there."""
+    tasks.KEPT["eaten"] = np.ones(mib << 20, np.uint8)
+    return mib << 20
+
+
+def digest() -> tuple[int, str]:
+    """The sum of what was eaten, and whether this process offers itself to the OOM killer."""
+    return int(tasks.KEPT["eaten"].sum(dtype=np.int64)), Path("/proc/self/oom_score_adj").read_text().strip()
+
+
+def error_of_acquire(*args: Any, **kwargs: Any) -> str:
+    """The error, or an empty text."""
+    try:
+        acquire(*args, **kwargs)
+    except onecopy.errors.OneCopyError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def acquire_with(free: int, *args: Any, **kwargs: Any) -> Told:
     """While no more than so many descriptors are free."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -75,10 +115,10 @@ def acquire_with(free: int, *args: Any, **kwargs: Any) -> Told:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def publish(namespace: str, mib: int, **how: Any) -> str:
+def publish(namespace: str, mib: int, tag: str = "published", **how: Any) -> str:
     """The error, or an empty text."""
     try:
-        tasks.publish(namespace, "published", mib=mib, **how)
+        tasks.publish(namespace, tag, mib=mib, **how)
     except onecopy.errors.OneCopyError as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -95,9 +135,8 @@ def let_go(namespace: str) -> list[str]:
 
 
 def left(namespace: str) -> list[str]:
-    registry = f"onecopy-v1-{os.geteuid()}-{namespace}"
-    found = Path("/dev/shm").glob("onecopy-*") if Path("/dev/shm").is_dir() else []
-    return [path.name for path in found if path.name != registry]
+    folder = Path("/dev/shm")
+    return [path.name for path in folder.glob(f"onecopy-v*-{namespace}-*")] if folder.is_dir() else []
 
 
 def doctor(namespace: str = "default") -> tuple[int, str]:

@@ -8,7 +8,7 @@
 //! 6. `applied` follows the commit counter
 //!
 //! Whoever takes the lock next and finds the counters apart does steps 5 and 6 again: they may be done any number of
-//! times. The counters and the record are read and written under the lock alone.
+//! times. So an error in step 5 or 6 is none of the change's: it happened. The counters and the record are read and written under the lock alone.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -47,7 +47,8 @@ pub struct Aftermath {
     pub freed: Vec<OwnedFd>,
 }
 
-/// Commits what `table` has changed; nothing changed is nothing written.
+/// Commits what `table` has changed; nothing changed is nothing written. After an error it happened nonetheless if
+/// `counters.committed` has moved; the tables must not be read before they are brought up to it.
 pub fn commit(
     file: BorrowedFd<'_>,
     place: &str,
@@ -79,13 +80,13 @@ pub fn commit(
     reached("recorded");
     io::write(file, place, number.as_bytes(), COMMITTED)?;
     counters.committed = number;
+    after.wake.extend(woken(changes));
     reached("flipped");
     apply(file, place, rows)?;
     reached("written");
     finish(file, place, counters, record.len() as u64)?;
     reached("applied");
 
-    after.wake.extend(woken(changes));
     table.committed();
     Ok(())
 }

@@ -137,7 +137,7 @@ impl Registry {
             let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
             let answer = work(&mut session)?;
             reached("decided");
-            self.commit(file, &mut head, session.table(), &mut after)?;
+            self.commit_last(file, &mut head, session.table(), &mut after)?;
             Ok(answer)
         });
         drop(inner);
@@ -165,7 +165,7 @@ impl Registry {
             let mut session = Session::new(FileTable::new(file, &self.place, head.heads), oracle, me);
             let answer = work(&mut session)?;
             if keep {
-                self.commit(file, &mut head, session.table(), &mut after)?;
+                self.commit_last(file, &mut head, session.table(), &mut after)?;
             }
             Ok(Some(answer))
         });
@@ -403,6 +403,20 @@ impl Registry {
         commit::commit(file, &self.place, &names, &mut head.counters, table, after)?;
         head.heads = table.heads();
         Ok(())
+    }
+
+    /// As `commit`, for the last one of a transaction: nothing is read after it. Once the commit counter has moved it
+    /// happened, whatever became of the rows; an answer that was lost would leave a loader without its ticket.
+    fn commit_last(
+        &self,
+        file: BorrowedFd<'_>,
+        head: &mut Head,
+        table: &mut FileTable<'_>,
+        after: &mut Aftermath,
+    ) -> Result<()> {
+        let before = head.counters.committed;
+        self.commit(file, head, table, after)
+            .or_else(|error| if head.counters.committed == before { Err(error) } else { Ok(()) })
     }
 
     /// What may take its time, or would only make others run into the lock.

@@ -69,7 +69,6 @@ impl Store {
         check_key(&ask.key)?;
         verb("acquire");
         process::current().catch_up();
-        let oom_kills = room::oom_kills();
         let found = self.registry.transact(|session| {
             let mut request = AcquireRequest {
                 me: session.me(),
@@ -77,7 +76,8 @@ impl Store {
                 constructor: ask.constructor.clone(),
                 // Under the lock: what others wrote before is in the past.
                 now: now(),
-                oom_kills,
+                // The same: a kill is counted before its victim is seen to be dead.
+                oom_kills: room::oom_kills(),
                 waited,
                 may_load: ask.may_load,
                 skip: 0,
@@ -290,9 +290,13 @@ impl Store {
 
     fn killed(&self, key: &Key, deaths: u32, need: u64) -> Error {
         let room = room::memory();
+        let when = match need {
+            0 => "in the constructor, before any was reserved".to_owned(),
+            need => format!("{need} bytes were reserved"),
+        };
         Error::OutOfMemory(format!(
-            "{deaths} loaders of {key} in a row were killed for lack of memory ({need} bytes were reserved, {} bytes are free: \
-             {}). A third is not started for 10 minutes: raise the limit, or load a smaller model",
+            "{deaths} loaders of {key} in a row were killed for lack of memory ({when}; {} bytes are free: {}). A third is \
+             not started for 10 minutes: raise the limit, or load a smaller model",
             room.free, room.limit
         ))
     }

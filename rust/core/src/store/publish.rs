@@ -20,6 +20,7 @@ use crate::{Error, Result};
 
 /// Where room is tighter than this beyond the need, the filler offers itself to the OOM killer.
 const TIGHT: u64 = 512 << 20;
+const REMEDY: &str = "Free memory, raise the limit, or use a smaller model";
 
 /// What is to be published, and how.
 #[derive(Clone, Debug)]
@@ -191,11 +192,7 @@ impl Store {
 
     /// What does not fit is refused here, with figures: inside a memory cgroup the kernel would kill instead of failing.
     fn check_room(&self, announced: &Announced, backend: Backend, bytes: u64) -> Result<Option<Victim>> {
-        let place = match backend {
-            Backend::Memfd => "memory (memfd)".to_owned(),
-            Backend::Posix => self.directory.path().display().to_string(),
-        };
-        let remedy = "Free memory, raise the limit, or use a smaller model";
+        let (place, remedy) = (self.room_of(backend), REMEDY);
         if let Some(limit) = room::file_size_limit()
             && bytes > limit
         {
@@ -210,7 +207,8 @@ impl Store {
         if need > memory.free {
             return Err(Error::NoRoom { need, free: memory.free, place, limit: memory.limit, remedy });
         }
-        Ok(if memory.cgroup && memory.free - need < TIGHT { Victim::offer() } else { None })
+        let tight = memory.cgroup && memory.free - need < TIGHT;
+        Ok(if tight || room::limits_may_be_hidden() { Victim::offer() } else { None })
     }
 
     fn no_room(&self, error: Error, backend: Backend, need: u64) -> Error {
@@ -225,9 +223,17 @@ impl Store {
         Error::NoRoom {
             need,
             free: room.free,
-            place: self.directory.path().display().to_string(),
+            place: self.room_of(backend),
             limit: format!("{}; {error}", room.limit),
-            remedy: "Free memory, raise the limit, or use a smaller model",
+            remedy: REMEDY,
+        }
+    }
+
+    /// Where a segment's memory is, for messages.
+    fn room_of(&self, backend: Backend) -> String {
+        match backend {
+            Backend::Memfd => "memory (memfd)".to_owned(),
+            Backend::Posix => self.directory.path().display().to_string(),
         }
     }
 
@@ -287,7 +293,9 @@ impl Publishing {
         match std::mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Filling(filling) => {
                 verb("seal");
-                let Sealed { facts, .. } = filling.seal()?;
+                let need = self.announced.data_bytes;
+                let sealed = filling.seal().map_err(|error| self.store.no_room(error, self.backend, need));
+                let Sealed { facts, .. } = sealed?;
                 reached("sealed");
                 self.stage = Stage::Sealed(facts);
                 Ok(())

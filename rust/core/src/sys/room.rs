@@ -72,6 +72,17 @@ fn memory_available() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Whether there may be memory cgroups above ours that cannot be seen, as in a container: of a limit there nothing is known
+/// before it kills.
+pub fn limits_may_be_hidden() -> bool {
+    /// The first cgroup namespace (linux/proc_ns.h): in any other the hierarchy seems to begin at its own group.
+    const FIRST: &str = "cgroup:[4026531835]";
+    let first = fs::read_link("/proc/self/ns/cgroup").is_ok_and(|link| link.as_os_str() == FIRST);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let whole = |v2: bool| mount_of(&mounts, v2).is_none_or(|(root, _)| root == "/");
+    !(first && whole(false) && whole(true))
+}
+
 fn cgroups() -> Vec<Room> {
     memory_cgroups().iter().filter_map(|group| cgroup_room(group)).collect()
 }
@@ -84,7 +95,7 @@ fn cgroup_room(group: &Path) -> Option<Room> {
     };
     // File pages are given back under pressure; shared memory is not counted among them.
     let cache: u64 = fs::read_to_string(group.join("memory.stat"))
-        .ok()?
+        .unwrap_or_default()
         .lines()
         .filter_map(|line| line.split_once(' '))
         .filter(|(name, _)| {
