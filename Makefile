@@ -62,9 +62,14 @@ test-rust: ## tests of the core, without Python
 test-soak: build ## a minute of random killing; `make soak` takes ten
 	$(BIN)/python tests/soak.py --seconds 60
 test-python: build ## tests of the Python face
-	$(BIN)/python -m pytest -m "not beam"
+	$(BIN)/python -m pytest -m "not beam and not odd"
 test-beam: build ## real pipelines with several SDK processes
 	$(BIN)/python -m pytest -m beam
+
+.PHONY: test-odd
+test-odd: build ## little room and odd kernels: pipelines there, and every system call that fails from some step on
+	$(BIN)/python -m pytest -m odd
+	ONECOPY_FAULTS=lasting cargo test --locked --package onecopy-core --features failpoints --test calls_fail
 
 .PHONY: soak
 SOAK_SECONDS ?= 600

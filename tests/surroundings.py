@@ -37,19 +37,19 @@ NUMBERS = {
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 F_ADD_SEALS, F_OFD_SETLK = 1033, 37
 
-SURROUNDINGS: dict[str, Callable[[], None]] = {}
+SURROUNDINGS: dict[str, Callable[..., None]] = {}
 
 
-def surrounding(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def add(make: Callable[[], None]) -> Callable[[], None]:
+def surrounding(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def add(make: Callable[..., None]) -> Callable[..., None]:
         SURROUNDINGS[name] = make
         return make
 
     return add
 
 
-def enter(name: str) -> None:
-    SURROUNDINGS[name]()
+def enter(name: str, **how: int) -> None:
+    SURROUNDINGS[name](**how)
 
 
 def impossible() -> str:
@@ -306,14 +306,15 @@ def tiny_files() -> None:
 
 
 @surrounding("RLIMIT_AS with room for one model")
-def little_address_space() -> None:
+def little_address_space(spare: int = 160) -> None:
+    """So many MiB beside what there is."""
     own_shm()
-    limit(resource.RLIMIT_AS, address_space() + (160 << 20))
+    limit(resource.RLIMIT_AS, address_space() + (spare << 20))
 
 
 @surrounding("RLIMIT_DATA with room for one model")
-def little_data() -> None:
+def little_data(spare: int = 160) -> None:
     """A private writable mapping counts as data, whatever is behind it."""
     own_shm()
     found = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
-    limit(resource.RLIMIT_DATA, (int(found.split()[1]) << 10) + (160 << 20))
+    limit(resource.RLIMIT_DATA, (int(found.split()[1]) << 10) + (spare << 20))

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -234,3 +236,58 @@ def test_a_memfd_is_not_reached_once_proc_is_gone(namespace, fork, log):
     for process in (attacher, holder):
         left = process("call", "told", "let_go", namespace)
     assert left == []
+
+
+# -- vm.overcommit_memory, which is the whole machine's.
+
+
+@pytest.fixture
+def commit_mode() -> Iterator[Callable[[int], None]]:
+    """Sets it, with so high a limit that nobody on the machine can feel it, and puts everything back."""
+    settings = {name: Path("/proc/sys/vm", f"overcommit_{name}") for name in ("memory", "ratio", "kbytes")}
+    before = {name: file.read_text() for name, file in settings.items()}
+    if not os.access(settings["memory"], os.W_OK):
+        pytest.skip("vm.overcommit_memory cannot be set here")
+
+    def change(mode: int) -> None:
+        settings["kbytes"].write_text(str(1 << 40))
+        settings["memory"].write_text(str(mode))
+
+    try:
+        yield change
+    finally:
+        settings["memory"].write_text(before["memory"])
+        # Of these two the last one that is written counts.
+        last = "ratio" if int(before["ratio"]) else "kbytes"
+        settings[last].write_text(before[last])
+        assert {name: file.read_text() for name, file in settings.items()} == before
+
+
+def committed() -> int:
+    found = re.search(r"Committed_AS:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert found is not None
+    return int(found[1]) << 10
+
+
+@pytest.mark.odd
+@pytest.mark.parametrize("mode", [0, 2])
+def test_strict_overcommit_charges_every_attach(namespace, fork, log, commit_mode, mode):
+    """What docs/protocol.md and `onecopy doctor` say of mode 2. What follows where the limit is reached is what follows of
+    RLIMIT_AS: the same call fails with the same errno."""
+    mib, count = 256, 24
+    holder, attachers = fork(), [fork() for _ in range(count)]
+    assert holder("call", "told", "acquire", namespace, log, mib).role == "publisher"
+    for process in attachers:  # threads, and what else one has besides
+        process("call", "told", "acquire", namespace, log, 4, tag="small")
+    commit_mode(mode)
+    before = committed()
+    for process in attachers:
+        assert process("call", "told", "acquire", namespace, log, mib).role == "attacher"
+    charged = committed() - before
+    # A wide margin: all the machine's processes are counted.
+    half = mib * count // 2 << 20
+    assert charged > half if mode == 2 else charged < half
+    code, said = holder("call", "told", "doctor", namespace)
+    assert (code, "LOOK  vm.overcommit_memory=2 charges every attach" in said) == (
+        (1, True) if mode == 2 else (0, False)
+    )

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,23 +29,23 @@ class Told(NamedTuple):
 
 
 class Heard(logging.Handler):
-    """Keeps the warnings of onecopy, and keeps them off standard error."""
+    """Keeps the warnings of a logger, and keeps them off standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "onecopy") -> None:
         super().__init__(logging.WARNING)
+        self.logger = logging.getLogger(name)
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
 
     def __enter__(self) -> list[str]:
-        logger = logging.getLogger("onecopy")
-        logger.addHandler(self)
-        logger.propagate = False
+        self.logger.addHandler(self)
+        self.logger.propagate = False
         return self.messages
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("onecopy").removeHandler(self)
+        self.logger.removeHandler(self)
 
 
 def acquire(namespace: str, log: str, mib: int, backend: str = "auto", tag: str = "model") -> Told:
@@ -63,23 +64,29 @@ def acquire(namespace: str, log: str, mib: int, backend: str = "auto", tag: str 
     return Told(model.total(), holder.info.role, holder.info.backend, warnings)
 
 
-def acquire_squeezed(limit: str, spare: int, *args: Any, **kwargs: Any) -> Told:
+@contextlib.contextmanager
+def squeezed_by_others(limit: str, spare: int) -> Iterator[None]:
     """As if others took the memory right after it was found to be free: `limit` goes down to that."""
     from onecopy import _publish
 
     fill = _publish._fill
 
-    def squeezed(*given: Any) -> int:
+    def squeeze(*given: Any) -> int:
         file = Path(limit)
         usage = int(file.with_name("memory.usage_in_bytes").read_text())
         file.write_text(str(usage + spare))
         return fill(*given)
 
-    _publish._fill = squeezed
+    _publish._fill = squeeze
     try:
-        return acquire(*args, **kwargs)
+        yield
     finally:
         _publish._fill = fill
+
+
+def acquire_squeezed(limit: str, spare: int, *args: Any, **kwargs: Any) -> Told:
+    with squeezed_by_others(limit, spare):
+        return acquire(*args, **kwargs)
 
 
 def eat(mib: int) -> int:

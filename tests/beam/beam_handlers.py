@@ -137,6 +137,28 @@ class Arrays(ModelHandler):
         return [(model.total(), os.getpid()) for _ in batch]
 
 
+class Ones:
+    def __init__(self, mib):
+        self.array = np.ones((mib << 20) // 8)
+
+    def total(self):
+        return float(self.array.sum())
+
+
+class Sum(ModelHandler):
+    """A model of so many MiB: adds the sum of its weights to everything."""
+
+    def __init__(self, mib, **kwargs):
+        super().__init__(max_batch_size=1, **kwargs)
+        self.mib = mib
+
+    def load_model(self):
+        return Ones(self.mib)
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [x + model.total() for x in batch]
+
+
 class UnshareableHandler(ModelHandler):
     def __init__(self, room, **kwargs):
         super().__init__(max_batch_size=1, **kwargs)
