@@ -24,6 +24,7 @@ import numpy as np
 
 import onecopy
 from onecopy import process
+from walls import *  # noqa: F403 (tasks, too)
 
 KEPT: dict[str, Any] = {}
 #: The name of a segment, as /proc shows it for memfds and for files.
@@ -91,6 +92,22 @@ def acquire(
 
 def release(tag: str) -> None:
     KEPT.pop(tag)
+
+
+def reason(tag: str) -> str:
+    return str(KEPT[tag].info.reason)
+
+
+def holders(namespace: str, tag: str = "model") -> list[int]:
+    """Who holds it, as seen from here."""
+    return sorted(who[0] for row in onecopy.Store(namespace).list() if row.tag == tag for who in row.holders)
+
+
+def sweep(namespace: str) -> list[str]:
+    """What is listed then."""
+    store = onecopy.Store(namespace)
+    store.sweep()
+    return [row.tag for row in store.list()]
 
 
 def publish(

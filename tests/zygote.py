@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import Forked, Other
@@ -24,7 +26,30 @@ def zygote() -> Iterator[Other]:
 @pytest.fixture
 def hatch(zygote: Other, tmp_path: Path) -> Iterator[Callable[[], Forked]]:
     """Another process with torch in it."""
-    folder = tmp_path / "hatched"
+    with _forks(tmp_path / "hatched") as fork:
+        yield lambda: fork(zygote)
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Iterator[Callable[[Any], Forked]]:
+    """A child of another process, which has all that its parent has."""
+    with _forks(tmp_path / "forked") as fork:
+        yield fork
+
+
+@pytest.fixture
+def machine(hatch: Callable[[], Forked]) -> Forked:
+    """A process with an empty /dev/shm of its own, which all that it forks shares."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mount(2), unshare(2), setuid(2)")
+    machine = hatch()
+    machine("apart", "mount")
+    machine("own_shm")
+    return machine
+
+
+@contextmanager
+def _forks(folder: Path) -> Iterator[Callable[[Any], Forked]]:
     folder.mkdir()
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(Forked(zygote, folder))
+        yield lambda parent: stack.enter_context(Forked(parent, folder))

@@ -172,6 +172,15 @@ impl Store {
         self.registry.remove_file_if_unused()
     }
 
+    /// Where the registry's file was removed, what this process holds comes along into the new one.
+    fn come_along(&self) {
+        if self.holdings.any() && self.registry.lost() {
+            verb("come along");
+            // Where that fails, the next look tries again.
+            let _ = self.registry.transact(|_| Ok(()));
+        }
+    }
+
     fn is_ours(&self) -> bool {
         self.forks == fork::generation()
     }

@@ -25,9 +25,10 @@ pub struct Head {
 }
 
 /// Opens the registry, making an empty file where there is none. Its owner, mode, type and links are checked before
-/// anything of it is read: in a directory that others may write to, anybody can put a file under our name.
+/// anything of it is read: in a directory that others may write to, anybody can put a file under our name. Not even opening
+/// it waits for them: who has a lease on a file (F_SETLEASE, fcntl(2)) keeps whoever opens it waiting for 45 s.
 pub fn open(directory: &Directory, name: &str) -> stdio::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     loop {
         let fd = fs::openat(directory.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)?;
         let stat = fs::fstat(&fd)?;

@@ -174,6 +174,14 @@ impl Registry {
         done
     }
 
+    /// Somebody removed the file that we are in, or put another one in its place.
+    pub fn lost(&self) -> bool {
+        // Who is inside sees it as well.
+        let Ok(inner) = self.inner.try_lock() else { return false };
+        let entered = inner.lock.as_ref().filter(|_| inner.member.is_some()).map(Kept::id);
+        entered.is_some() && file::named(&self.directory, &self.name).is_ok_and(|named| named != entered)
+    }
+
     /// Sleeps while the word has this value, at most `timeout`, often less.
     pub fn wait(&self, word: u32, value: u32, timeout: Duration) {
         let page = self.page.lock().unwrap_or_else(PoisonError::into_inner).clone();

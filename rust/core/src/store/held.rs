@@ -50,6 +50,11 @@ impl Holdings {
         all
     }
 
+    /// Whether there is anything that others could want.
+    pub fn any(&self) -> bool {
+        self.lock().values().any(|held| held.published.is_some())
+    }
+
     /// Those that this process inherited and has no lease for yet.
     pub fn without_lease(&self) -> Vec<Holding> {
         let waits = |held: &&Held| matches!(held.published, Some((_, LeaseId::NONE)));

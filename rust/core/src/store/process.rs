@@ -58,6 +58,9 @@ type Sweeps = Vec<(Arc<Store>, Instant, Option<u32>)>;
 /// Between two looks for what dead processes left.
 const SWEEP: Duration = Duration::from_millis(500);
 
+/// Between two looks whether a registry's file is still there, in a process that holds something.
+const LOOK: Duration = Duration::from_secs(1);
+
 static FIRST: OnceLock<Process> = OnceLock::new();
 
 /// This process's own state. After a fork the child gets a new one; the parent's, whose locks may be held for ever by
@@ -116,8 +119,7 @@ impl Process {
 
     /// Clean exit: this process goes out of every table.
     pub fn leave(&self) {
-        let stores: Vec<_> = self.stores().values().cloned().collect();
-        stores.iter().for_each(|store| store.close());
+        self.all_stores().iter().for_each(|store| store.close());
     }
 
     /// Lock-free, called from finalizers.
@@ -202,12 +204,24 @@ impl Process {
 
     fn housekeeping(&self) {
         let mut sweeps = Sweeps::new();
+        let mut look = Instant::now() + LOOK;
         loop {
-            match self.round(&mut sweeps) {
+            let next = self.round(&mut sweeps);
+            if look <= Instant::now() {
+                self.all_stores().iter().for_each(|store| store.come_along());
+                look = Instant::now() + LOOK;
+            }
+            // Who holds nothing sleeps until there is something to do.
+            let holds = self.all_stores().iter().any(|store| store.holdings.any());
+            match next.into_iter().chain(holds.then_some(look)).min() {
                 Some(next) => thread::park_timeout(next.saturating_duration_since(Instant::now())),
                 None => thread::park(),
             }
         }
+    }
+
+    fn all_stores(&self) -> Vec<Arc<Store>> {
+        self.stores().values().cloned().collect()
     }
 
     /// Does what there is to do; when to look again, if nothing comes before.

@@ -112,10 +112,15 @@ fn link_to(pid: u32, fd: i32) -> Result<OwnedFd, Missing> {
 }
 
 pub fn open_named(directory: &Directory, name: &str, expected: ObjectId) -> Result<OwnedFd, Missing> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = fs::openat(directory, name, flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::NOENT | Errno::LOOP => Missing::Gone,
-        other => Missing::Refused(other),
+    // NONBLOCK: where somebody took the name away, another user may have put a FIFO there, or a file with a lease on it.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = fs::openat(directory, name, flags, Mode::empty()).map_err(|errno| {
+        let there = fs::statat(directory, name, fs::AtFlags::SYMLINK_NOFOLLOW);
+        match there {
+            Ok(stat) if (stat.st_dev, stat.st_ino) == (expected.device, expected.inode) => Missing::Refused(errno),
+            Err(other) if other != Errno::NOENT => Missing::Refused(errno),
+            _ => Missing::Gone,
+        }
     })?;
     check(&fd, expected)?;
     Ok(fd)
