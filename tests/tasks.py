@@ -318,8 +318,8 @@ def finish(task: str) -> Any:
     return box.pop()
 
 
-def acquire_gated(namespace: str, tag: str, log: str, gate: str) -> tuple[float, str]:
-    holder = onecopy.Holder(lambda: gated(log, gate), tag, store=onecopy.Store(namespace))
+def acquire_gated(namespace: str, tag: str, log: str, gate: str, backend: str = "auto") -> tuple[float, str]:
+    holder = onecopy.Holder(lambda: gated(log, gate), tag, store=onecopy.Store(namespace, backend=backend))
     total = holder.acquire().total()
     KEPT[tag] = holder
     assert holder.info is not None

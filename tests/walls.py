@@ -5,6 +5,7 @@ Each changes the process that it runs in, and goes with it: no mount, no namespa
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import fcntl
 import logging
@@ -30,14 +31,24 @@ def _call(name: str, *arguments: int | bytes | None) -> None:
         raise OSError(number, f"{name}{arguments}: {os.strerror(number)}")
 
 
-def apart(*walls: str) -> None:
-    """Behind such walls; "pid": only what is forked from now on. "user": root inside is who we were outside."""
-    user, group = os.geteuid(), os.getegid()
+def apart(*walls: str, root: int = 0) -> None:
+    """Behind such walls; "pid": only what is forked from now on. "user": `root` is who root inside is outside."""
+    begin, begun = os.pipe()
+    helper = os.fork() if "user" in walls else 0
+    if "user" in walls and not helper:
+        os.read(begin, 1)
+        for kind in ("uid", "gid"):
+            Path(f"/proc/{os.getppid()}/{kind}_map").write_text(f"0 {root} 1")
+        os._exit(0)
     _call("unshare", sum(WALLS[wall] for wall in walls))
-    if "user" in walls:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    os.write(begun, b"x")
+    if helper:
+        assert os.waitpid(helper, 0)[1] == 0
+    os.close(begin)
+    os.close(begun)
+    if "pid" in walls:
+        # Its first process cannot end before somebody has waited for all the others.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if "mount" in walls:
         _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
 
@@ -54,7 +65,9 @@ def own_shm(directory: str = "/dev/shm") -> None:
 
 def become(user: int, group: int | None = None, *, dumpable: bool = True) -> None:
     """setuid(2) without exec; the kernel takes such a process for one with secrets, until it says otherwise."""
-    _key.compatibility()  # reads files that the new user may not
+    # What reads files that the new user may not.
+    _key.compatibility()
+    codecs.lookup("ascii")
     os.setgroups([])
     os.setresgid(*[user if group is None else group] * 3)
     os.setresuid(user, user, user)
@@ -86,6 +99,10 @@ def fork_without_handlers() -> int:
     while child == 0:
         signal.pause()
     return int(child)
+
+
+def end_process(number: int) -> None:
+    os.kill(number, signal.SIGKILL)
 
 
 def hear() -> None:
