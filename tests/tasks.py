@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib.util
 import mmap
@@ -507,6 +508,15 @@ def descriptors_of_a_child(how: str) -> list[str]:
         os.waitpid(pid, 0)
 
 
+def start_program(close_fds: bool) -> int:  # noqa: FBT001 (subprocess's own word)
+    """One that lives on after us; its pid."""
+    silent = subprocess.DEVNULL
+    program = subprocess.Popen(["sleep", "600"], close_fds=close_fds, stdin=silent, stdout=silent, stderr=silent)
+    while not re.search(r"\(sleep\) S", Path(f"/proc/{program.pid}/stat").read_text()):
+        time.sleep(0.005)
+    return program.pid
+
+
 def load_data(namespace: str, tag: str, workers: int) -> list[float]:
     """What forked DataLoader workers compute with a model that they inherit."""
     import torch
@@ -531,6 +541,50 @@ def load_data(namespace: str, tag: str, workers: int) -> list[float]:
         here = [scored.model(torch.full((1, 512), float(index))).sum() for index in range(8)]
     assert torch.allclose(torch.cat([values for values, _ in batches]), torch.stack(here))
     return torch.stack(here).tolist()
+
+
+def logged_linear(log: str) -> Any:
+    import torch
+
+    counted(log)
+    torch.manual_seed(7)
+    return torch.nn.Linear(512, 1024)
+
+
+class Scored:
+    """A dataset whose workers have a holder, and by it the model."""
+
+    def __init__(self, holder: onecopy.Holder[Any]) -> None:
+        self.holder = holder
+
+    def __len__(self) -> int:
+        return 4
+
+    def score(self, index: int) -> float:
+        import torch
+
+        with self.holder as linear, torch.no_grad():
+            return float(linear(torch.full((1, 512), float(index))).sum())
+
+    def __getitem__(self, index: int) -> tuple[float, str, int]:
+        import torch
+
+        with self.holder:
+            assert self.holder.info is not None
+            role = self.holder.info.role
+        return self.score(index), role, torch.utils.data.get_worker_info().id
+
+
+def load_data_in_spawned(namespace: str, tag: str, log: str) -> tuple[list[tuple[float, str, int]], list[float]]:
+    """What spawned DataLoader workers compute, and what we do."""
+    import torch
+
+    torch.set_num_threads(1)
+    scored = Scored(onecopy.Holder(functools.partial(logged_linear, log), tag, store=onecopy.Store(namespace)))
+    KEPT[tag] = scored.holder
+    scored.holder.acquire()
+    loader = torch.utils.data.DataLoader(scored, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    return list(loader), [scored.score(index) for index in range(len(scored))]
 
 
 def close_all_but_channels() -> None:

@@ -7,7 +7,9 @@
 """
 
 from contextlib import suppress as _suppress
+from importlib import import_module as _import_module
 
+from onecopy import _interpreter
 from onecopy.errors import OneCopyError
 from onecopy.holder import Holder
 from onecopy.info import ModelInfo, StoredModel
@@ -15,6 +17,20 @@ from onecopy.store import Lease, Store
 
 __all__ = ["Holder", "Lease", "ModelInfo", "OneCopyError", "Store", "StoredModel"]
 __version__ = "0.1.0"
+
+_interpreter.refuse_subinterpreters()
+
+
+def __getattr__(name: str) -> object:
+    # Reached by the first `from onecopy import _core`, to which Python would only say that it cannot.
+    if name == "_core":
+        try:
+            return _import_module("onecopy._core")
+        except ModuleNotFoundError as error:
+            raise _interpreter.why_no_native_part() from error
+    message = f"module 'onecopy' has no attribute {name!r}"
+    raise AttributeError(message)
+
 
 # What the first acquire needs is imported here and not there. A handler for Beam is also made and pickled where the
 # extension does not exist.

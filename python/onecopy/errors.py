@@ -1,6 +1,6 @@
 """Every error of onecopy: one tree, each also a fitting built-in, each picklable.
 
-The binding raises them from one table (`rust/python/src/errors.rs`).
+The binding raises them from one table (`rust/python/src/errors.rs`), but for the one which says that it is missing.
 """
 
 
@@ -58,6 +58,10 @@ class RefusedError(OneCopyError, PermissionError):
 
 class RecursionInConstructorError(OneCopyError, RuntimeError):
     """A constructor asked for its own tag."""
+
+
+class NativePartError(OneCopyError, ImportError):
+    """The extension module does not load in this Python; the message says why and what would help."""
 
 
 class SystemCallError(OneCopyError, OSError):

@@ -103,8 +103,8 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
 
     try:
         # Not there: the extension, on another platform, or cloudpickle, where a runner installed us without dependencies.
-        importlib.import_module("onecopy._acquire")
         process.core_store(wish.place)
+        importlib.import_module("onecopy._acquire")
     except (ImportError, OneCopyError) as error:
         if wish.must or isinstance(error, _TO_THE_CALLER):
             raise _to_the_caller(error, wish) from error

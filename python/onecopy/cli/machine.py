@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import mmap
 import os
+import platform
 import re
 import resource
 import struct
@@ -39,8 +41,10 @@ class Finding:
 
 def examine(place: Place) -> list[Finding]:
     """Everything that decides how models are shared here, in the order in which it matters."""
+    native = _native()
     return [
-        _registry(place),
+        native,
+        *([_registry(place)] if native.good else []),
         _directory(place),
         _memory(place),
         _memfd(),
@@ -52,6 +56,14 @@ def examine(place: Place) -> list[Finding]:
         _descriptors(),
         _huge_pages(),
     ]
+
+
+def _native() -> Finding:
+    try:
+        importlib.import_module("onecopy._acquire")
+    except ImportError as error:
+        return Finding(good=False, what=str(error), remedy="Under Beam models load privately until then")
+    return Finding(good=True, what=f"Python {platform.python_version()} loads the native part")
 
 
 def _registry(place: Place) -> Finding:
