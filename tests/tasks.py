@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from walls import *  # noqa: F403 (tasks, too)
 
 import onecopy
 from onecopy import process
-from walls import *  # noqa: F403 (tasks, too)
 
 KEPT: dict[str, Any] = {}
 #: The name of a segment, as /proc shows it for memfds and for files.
@@ -551,6 +551,13 @@ def logged_linear(log: str) -> Any:
     return torch.nn.Linear(512, 1024)
 
 
+def score(linear: Any, index: int) -> float:
+    import torch
+
+    with torch.no_grad():
+        return float(linear(torch.full((1, 512), float(index))).sum())
+
+
 class Scored:
     """A dataset whose workers have a holder, and by it the model."""
 
@@ -560,19 +567,12 @@ class Scored:
     def __len__(self) -> int:
         return 4
 
-    def score(self, index: int) -> float:
-        import torch
-
-        with self.holder as linear, torch.no_grad():
-            return float(linear(torch.full((1, 512), float(index))).sum())
-
     def __getitem__(self, index: int) -> tuple[float, str, int]:
         import torch
 
-        with self.holder:
+        with self.holder as linear:
             assert self.holder.info is not None
-            role = self.holder.info.role
-        return self.score(index), role, torch.utils.data.get_worker_info().id
+            return score(linear, index), self.holder.info.role, torch.utils.data.get_worker_info().id
 
 
 def load_data_in_spawned(namespace: str, tag: str, log: str) -> tuple[list[tuple[float, str, int]], list[float]]:
@@ -582,9 +582,9 @@ def load_data_in_spawned(namespace: str, tag: str, log: str) -> tuple[list[tuple
     torch.set_num_threads(1)
     scored = Scored(onecopy.Holder(functools.partial(logged_linear, log), tag, store=onecopy.Store(namespace)))
     KEPT[tag] = scored.holder
-    scored.holder.acquire()
+    linear = scored.holder.acquire()
     loader = torch.utils.data.DataLoader(scored, batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    return list(loader), [scored.score(index) for index in range(len(scored))]
+    return list(loader), [score(linear, index) for index in range(len(scored))]
 
 
 def close_all_but_channels() -> None:

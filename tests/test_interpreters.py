@@ -32,7 +32,8 @@ print(json.dumps(said))
 
 
 @pytest.mark.parametrize(
-    ("main_imports", "destroyed"), [("before", "destroyed"), ("after", "left to the exit"), ("never", "left to the exit")]
+    ("main_imports", "destroyed"),
+    [("before", "destroyed"), ("after", "left to the exit"), ("never", "left to the exit")],
 )
 def test_a_subinterpreter_is_refused_with_a_word(main_imports, destroyed):
     """At every import, and it leaves the main interpreter alone: that one has it, and exits."""

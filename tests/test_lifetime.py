@@ -395,6 +395,12 @@ EXITS = {
     "sys.exit inside with": "with holder_of() as model: sys.exit(0)",
     "sys.exit in a constructor": "onecopy.Holder(lambda: sys.exit(0), TAG, store=store).acquire()",
     "os._exit": "model = holder_of().acquire(); os._exit(0)",
+    "os._exit in a constructor": "onecopy.Holder(lambda: os._exit(0), TAG, store=store).acquire()",
+    "os._exit in a thread": """
+holder = holder_of(); model = holder.acquire()
+threading.Thread(target=os._exit, args=(0,)).start()
+time.sleep(600)
+""",
     "acquire at exit": "atexit.register(lambda: holder_of().acquire())",
     "let go at exit": "holder = holder_of(); holder.acquire(); atexit.register(holder.release)",
     "loading in a daemon": """
@@ -469,7 +475,7 @@ def test_exit_leaves_nothing(namespace, state, tmp_path):
     assert {end(process) for process in both} == {(0, "")}
     # Whoever kills himself cannot clean up: for others his claims are void at the first look.
     store = onecopy.Store(namespace)
-    if state in ("os._exit", "acquiring in daemons"):
+    if state.startswith("os._exit") or state == "acquiring in daemons":
         store.sweep()
     assert all(not row.holders and row.publisher is None and row.state in ("vacant", "stale") for row in store.list())
     assert segments(namespace) == []
@@ -493,6 +499,49 @@ slow = SlowToDie()
         assert (row.state, row.publisher) == ("loading", (loader.pid, "python"))
         loader.kill()
     assert all(not row.holders and row.publisher is None for row in onecopy.Store(namespace).list())
+
+
+#: What ends a process that does nothing about SIGTERM, by the state that it says it is in.
+TERMINATED = {
+    "held": "model = holder_of().acquire(); tell(); time.sleep(600)",
+    "loading": "onecopy.Holder(lambda: (tell(), time.sleep(600)), TAG, store=store).acquire()",
+    "publishing": """
+from onecopy import _publish
+class Stays:
+    def put_together(*args): tell(); time.sleep(600)
+    take_apart = staticmethod(_publish.skeleton.take_apart)
+    Unshareable = _publish.skeleton.Unshareable
+_publish.skeleton = Stays
+holder_of().acquire()
+""",
+    "waiting": """
+threading.Thread(target=holder_of(seconds=600).acquire, daemon=True).start()
+begun(lambda: tasks.loads(log))
+tell()
+holder_of(TAG).acquire()
+""",
+}
+
+
+@pytest.mark.parametrize("state", TERMINATED)
+def test_sigterm_leaves_nothing_that_the_next_one_does_not_find(namespace, state, tmp_path):
+    """No handler, no exit of the interpreter: dead at once. The next process loads, and sweeps."""
+    script = "def tell(): os.write(2, b'x')\n" + TERMINATED[state]
+    both = [start(namespace, str(tmp_path / backend), backend, script) for backend in BACKENDS]
+    for process in both:
+        assert process.stderr is not None
+        assert process.stderr.read(1) == "x"
+        process.terminate()
+        assert end(process) == (-signal.SIGTERM, "")
+    for backend in BACKENDS:
+        holder = onecopy.Holder(
+            lambda: Model(1.0), f"model in {backend}", store=onecopy.Store(namespace, backend=backend)
+        )
+        assert holder.acquire().total() > 0
+        assert holder.info.role == "publisher"
+        holder.release()
+    del holder
+    wait_until(lambda: onecopy.Store(namespace).sweep() is not None and freed(namespace))
 
 
 @pytest.mark.parametrize("backend", ["memfd", "posix"])

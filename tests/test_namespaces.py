@@ -265,7 +265,7 @@ def test_a_number_that_is_given_out_again_is_not_its_holder(machine, fork, log, 
     holder = another()
     value = holder("acquire", SPACE, "model", log, backend="memfd")[0]
     number = holder("pid")
-    (descriptor,) = [int(link.name) for link in _descriptors(holder) if SEGMENT.search(os.readlink(link))]
+    (descriptor,) = [int(link.name) for link in _descriptors(holder) if SEGMENT.search(str(link.readlink()))]
     if row != "dead":
         clone = holder("fork_without_handlers")
     _give_away(first, another, holder, number)
@@ -304,5 +304,3 @@ def _give_away(first: Forked, another: Callable[[], Forked], dead: Forked, numbe
     dead.kill()
     wait_until(lambda: not Path(f"/proc/{dead.pid}").exists())
     first("next_pid", number)
-
-

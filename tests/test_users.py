@@ -127,7 +127,7 @@ def test_a_holder_whose_descriptors_are_closed_to_its_own_user(machine, user, cl
     assert holder("acquire", SPACE, "named", LOG, backend="posix")[1] == "publisher"
     assert alone("acquire", SPACE, "named", LOG, backend="posix")[1] == "attacher"
     if closed == "not dumpable":
-        holder("be_dumpable", True)
+        holder("be_dumpable", whether=True)
         assert user(MINE)("acquire", SPACE, "model", LOG)[:2] == (value, "attacher")
 
 
@@ -136,8 +136,8 @@ def test_one_holder_of_two_is_enough(machine, user):
     value = closed("acquire", SPACE, "model", LOG)[0]
     assert opened("acquire", SPACE, "model", LOG)[1] == "attacher"
     for first, second in ((closed, opened), (opened, closed)):
-        second("be_dumpable", True)
-        first("be_dumpable", False)
+        second("be_dumpable", whether=True)
+        first("be_dumpable", whether=False)
         next_one = user(MINE)
         assert next_one("acquire", SPACE, "model", LOG)[:2] == (value, "attacher")
         next_one.end("exit_cleanly")

@@ -78,7 +78,7 @@ def test_a_program_that_outlives_who_started_it_keeps_nothing(namespace, log, ba
     parent("acquire", namespace, "model", log, backend=backend)
     program = parent("start_program", close_fds)
     try:
-        opened = [os.readlink(link) for link in Path(f"/proc/{program}/fd").iterdir()]
+        opened = [str(link.readlink()) for link in Path(f"/proc/{program}/fd").iterdir()]
         assert opened
         assert [name for name in opened if "onecopy-v" in name] == []
         assert holders(namespace) == [parent.pid]

@@ -71,10 +71,10 @@ def become(user: int, group: int | None = None, *, dumpable: bool = True) -> Non
     os.setgroups([])
     os.setresgid(*[user if group is None else group] * 3)
     os.setresuid(user, user, user)
-    be_dumpable(dumpable)
+    be_dumpable(whether=dumpable)
 
 
-def be_dumpable(whether: bool) -> None:  # noqa: FBT001 (it is all that there is to say)
+def be_dumpable(*, whether: bool) -> None:
     _call("prctl", PR_SET_DUMPABLE, int(whether), 0, 0, 0)
 
 
