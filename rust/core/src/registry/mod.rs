@@ -28,7 +28,7 @@ use rustix::fs::{AtFlags, unlinkat};
 
 use crate::layout::registry::{LOCK, NAMESPACE_MAX, PAGE, file_name, namespace_fits};
 use crate::sys::directory::Directory;
-use crate::sys::failpoint::reached;
+use crate::sys::failpoint::{during, reached};
 use crate::sys::futex::FutexPage;
 use crate::sys::lock::{self, FileId, Kept};
 use crate::{Error, Result};
@@ -331,6 +331,18 @@ impl Registry {
             return Ok(member.me);
         }
         inner.member = None;
+        during("enter", || self.join_anew(inner, file, id, head, oracle, after))
+    }
+
+    fn join_anew(
+        &self,
+        inner: &mut Inner,
+        file: BorrowedFd<'_>,
+        id: FileId,
+        head: &mut Head,
+        oracle: &mut LifeLocks<'_>,
+        after: &mut Aftermath,
+    ) -> Result<ProcessId> {
         if self.closed.load(Ordering::Relaxed) {
             return Err(Error::Refused(format!("{}: this process is about to exit", self.place)));
         }
@@ -339,6 +351,7 @@ impl Registry {
             // Best effort: where it cannot be read, what we hold keeps the name that it had once.
             let _ = self.recall(&before, &mut holdings);
         }
+        let mut table = FileTable::new(file, &self.place, head.heads);
         let home = Home { directory: &self.directory, name: &self.name, id, uuid: head.uuid };
         let (member, leases) = Member::join(&home, &holdings, &mut table, oracle)?;
         self.commit(file, head, &mut table, after)?;

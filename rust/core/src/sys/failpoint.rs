@@ -14,8 +14,15 @@ pub fn verb(_name: &'static str) {}
 #[inline]
 pub fn reached(_step: &'static str) {}
 
+/// What belongs to a verb of its own, whatever this thread is about.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn during<R>(_name: &'static str, work: impl FnOnce() -> R) -> R {
+    work()
+}
+
 #[cfg(feature = "failpoints")]
-pub use armed::{reached, verb};
+pub use armed::{during, reached, verb};
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -36,6 +43,14 @@ mod armed {
     pub fn verb(name: &'static str) {
         VERB.set(name);
         reached("begun");
+    }
+
+    pub fn during<R>(name: &'static str, work: impl FnOnce() -> R) -> R {
+        let before = VERB.get();
+        verb(name);
+        let done = work();
+        VERB.set(before);
+        done
     }
 
     fn numbered(place: String) -> String {
