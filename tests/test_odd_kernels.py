@@ -71,7 +71,10 @@ EXPECTED = {
         private(r"no room for \d+ bytes in /dev/shm/onecopy-v1-0-\S+: 1048576 bytes free \(RLIMIT_FSIZE\)\. Raise"),
         "LOOK  RLIMIT_FSIZE bounds",
     ),
-    "RLIMIT_AS with room for one model": (private(r"mmap \d+ bytes of a segment: Cannot allocate memory"), ""),
+    "RLIMIT_AS with room for one model": (
+        private(r"mmap \d+ bytes of a segment: Cannot allocate memory"),
+        r"LOOK  RLIMIT_AS: a process and the models that it maps have \d+ MiB of addresses",
+    ),
     "RLIMIT_DATA with room for one model": (private(r"mmap \d+ bytes of a segment: Cannot allocate memory"), ""),
 }
 

@@ -171,7 +171,7 @@ def _holders(place: Place) -> list[Finding]:
         models = process.core_store(place).list()
     except OneCopyError:
         return []  # told already
-    for pid, name in sorted({holder for model in models for holder in model["holders"]}):
+    for pid, name in sorted({holder[:2] for model in models for holder in model["holders"]}):
         try:
             # The folder may be read with fewer rights than what is in it.
             next(Path(f"/proc/{pid}/fd").iterdir()).readlink()
