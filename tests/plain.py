@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fork(plain: Other, folder: Path) -> Iterator[Callable[..., Forked]]:
-    """Another process: `fork()`, or `fork(parent)`."""
+def born(plain: Other, folder: Path) -> Iterator[Callable[..., Forked]]:
+    """Another process: `born()`, or the child of another one, `born(parent)`."""
     with ExitStack() as stack:
         yield lambda parent=plain: stack.enter_context(Forked(parent, folder))
 

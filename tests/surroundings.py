@@ -17,15 +17,16 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import walls
+
 SHM = "/dev/shm"
 #: Nobody's number on this machine.
 SOMEBODY = 61_234
 
 libc = ctypes.CDLL(None, use_errno=True)
 
-CLONE_NEWNS = 0x00020000
-MS_RDONLY, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 1 << 12, 1 << 13, 1 << 14, 1 << 18, 2
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+MS_RDONLY, MS_BIND, MS_MOVE, MNT_DETACH = 1, 1 << 12, 1 << 13, 2
+PR_SET_NO_NEW_PRIVS = 38
 
 #: System calls that are denied here, and their numbers.
 NUMBERS = {
@@ -73,11 +74,6 @@ def call(name: str, *args: object) -> int:
 # -- File systems.
 
 
-def own_mounts() -> None:
-    call("unshare", CLONE_NEWNS)
-    call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
-
-
 def mount(kind: str, where: str, options: str = "", flags: int = 0) -> None:
     call("mount", kind.encode(), where.encode(), kind.encode(), flags, options.encode())
 
@@ -96,27 +92,27 @@ def fill_up(folder: str) -> None:
 @surrounding("own /dev/shm")
 def own_shm() -> None:
     """As it usually is, for one's own."""
-    own_mounts()
+    walls.apart("mount")
     mount("tmpfs", SHM, "mode=1777,size=1g")
 
 
 @surrounding("64 MB /dev/shm")
 def small_shm() -> None:
     """A container's."""
-    own_mounts()
+    walls.apart("mount")
     mount("tmpfs", SHM, "mode=1777,size=64m")
 
 
 @surrounding("full /dev/shm")
 def full_shm() -> None:
-    own_mounts()
+    walls.apart("mount")
     mount("tmpfs", SHM, "mode=1777,size=1m")
     fill_up(SHM)
 
 
 @surrounding("no /dev/shm")
 def no_shm() -> None:
-    own_mounts()
+    walls.apart("mount")
     nodes = {name: Path("/dev", name).stat().st_rdev for name in ("null", "zero", "urandom", "random", "tty")}
     mount("tmpfs", "/dev")
     for name, number in nodes.items():
@@ -125,7 +121,7 @@ def no_shm() -> None:
 
 @surrounding("read-only /dev/shm")
 def read_only_shm() -> None:
-    own_mounts()
+    walls.apart("mount")
     mount("tmpfs", SHM, "mode=1777", MS_RDONLY)
 
 
@@ -134,7 +130,7 @@ def hidden_proc() -> None:
     """Processes see those of their own user alone; root sees all, so nobody here is root."""
     own_shm()
     mount("proc", "/proc", "hidepid=2")
-    become()
+    walls.become(SOMEBODY)
 
 
 @surrounding("no /proc")
@@ -144,13 +140,13 @@ def no_proc() -> None:
 
 
 def cover_proc() -> None:
-    own_mounts()
+    walls.apart("mount")
     mount("tmpfs", "/proc", "", MS_RDONLY)
 
 
 def hide_parents(mount_point: str, group: str, empty: str) -> None:
     """As in a container without a cgroup namespace: of the hierarchy that is mounted there, `group` is all that is seen."""
-    own_mounts()
+    walls.apart("mount")
     call("mount", group.encode(), empty.encode(), None, MS_BIND, None)
     call("umount2", mount_point.encode(), MNT_DETACH)
     call("mount", empty.encode(), mount_point.encode(), None, MS_MOVE, None)
@@ -158,7 +154,7 @@ def hide_parents(mount_point: str, group: str, empty: str) -> None:
 
 def look_as_in_v2(folder: str, group: str) -> None:
     """This process alone sees itself in `group` of a version 2 hierarchy that is mounted at `folder`, and in no other."""
-    own_mounts()
+    walls.apart("mount")
     draft = Path(folder).parent
     (draft / "own").write_text(f"0::{group}\n")
     (draft / "mounts").write_text(f"30 24 0:26 / {folder} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n")
@@ -167,18 +163,6 @@ def look_as_in_v2(folder: str, group: str) -> None:
 
 
 # -- Users.
-
-
-def become(uid: int = SOMEBODY, gid: int = SOMEBODY) -> None:
-    """Another user, who may do with his own processes what users may: after setuid() they are not dumpable."""
-    os.setgroups([])
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    dumpable(1)
-
-
-def dumpable(yes: int) -> None:
-    call("prctl", PR_SET_DUMPABLE, yes, 0, 0, 0)
 
 
 def drop_capabilities() -> None:
@@ -190,7 +174,7 @@ def drop_capabilities() -> None:
 @surrounding("another user")
 def another_user() -> None:
     own_shm()
-    become()
+    walls.become(SOMEBODY)
 
 
 # -- System calls that a filter denies (seccomp(2)).

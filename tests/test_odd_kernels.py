@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import surroundings
-from processes import Forked
 from tasks import loads
 
 WHY_NOT = surroundings.impossible()
@@ -84,11 +83,11 @@ def test_every_surrounding_is_expected_to_do_something():
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_model_is_shared_or_private_with_one_warning(namespace, name, fork, log):
+def test_a_model_is_shared_or_private_with_one_warning(namespace, name, born, log):
     (backend, why), finding = EXPECTED[name]
-    room = fork()
+    room = born()
     room("call", "surroundings", "enter", name)
-    first, second = fork(room), fork(room)
+    first, second = born(room), born(room)
     told = [process("call", "told", "acquire", namespace, log, MIB) for process in (first, second)]
     assert [one.total for one in told] == [TOTAL, TOTAL]
     assert [one.backend for one in told] == [backend, backend]
@@ -110,8 +109,8 @@ def test_a_model_is_shared_or_private_with_one_warning(namespace, name, fork, lo
 
 
 @pytest.mark.parametrize(("how", "backend"), [({"pin": True}, "auto"), ({}, "posix")])
-def test_what_needs_a_name_is_refused_with_figures_in_a_small_dev_shm(namespace, fork, log, how, backend):
-    room = fork()
+def test_what_needs_a_name_is_refused_with_figures_in_a_small_dev_shm(namespace, born, log, how, backend):
+    room = born()
     room("call", "surroundings", "enter", "64 MB /dev/shm")
     said = room("call", "told", "publish", namespace, MIB, backend=backend, **how)
     found = re.match(r"NoRoomError: no room for (\d+) bytes in /dev/shm: (\d+) bytes free", said)
@@ -119,17 +118,17 @@ def test_what_needs_a_name_is_refused_with_figures_in_a_small_dev_shm(namespace,
     assert int(found[1]) > MIB << 20 > 64 << 20 >= int(found[2])
     assert room("call", "told", "publish", namespace, 40, backend=backend, **how) == ""
     # One that does not fit beside it, for lack of what is free now.
-    told = fork(room)("call", "told", "acquire", namespace, log, 40, "posix")
+    told = born(room)("call", "told", "acquire", namespace, log, 40, "posix")
     assert (told.total, told.role) == (float(40 << 17), "private")
     assert re.search(r"no room for \d+ bytes in /dev/shm: \d+ bytes free", told.warnings[0])
 
 
-def test_a_dev_shm_that_fills_up_later(namespace, fork, log):
+def test_a_dev_shm_that_fills_up_later(namespace, born, log):
     """The registry is there and has room for what is usual: memfds go on. What has a name does not fit, and it does again
     when something was removed."""
-    room = fork()
+    room = born()
     room("call", "surroundings", "enter", "64 MB /dev/shm")
-    first, second, third = fork(room), fork(room), fork(room)
+    first, second, third = born(room), born(room), born(room)
     assert first("call", "told", "acquire", namespace, log, 4, tag="early").role == "publisher"
     room("call", "surroundings", "fill_up", "/dev/shm")
     assert second("call", "told", "acquire", namespace, log, 4, tag="early")[1:] == ("attacher", "memfd", [])
@@ -146,17 +145,17 @@ def test_a_dev_shm_that_fills_up_later(namespace, fork, log):
 
 
 @pytest.mark.parametrize("role", ["publisher", "attacher"])
-def test_descriptors_run_out_at_every_step(namespace, fork, log, role):
+def test_descriptors_run_out_at_every_step(namespace, born, log, role):
     """EMFILE for real: none is free, one, two, ... until there are enough. The model is there each time."""
-    room = fork()
+    room = born()
     room("call", "surroundings", "enter", "own /dev/shm")
-    holder = fork(room)
+    holder = born(room)
     roles = set()
     for free in range(12):
         tag = f"model-{free}"
         if role == "attacher":
             assert holder("call", "told", "acquire", namespace, log, 4, tag=tag).role == "publisher"
-        with_few = fork(room)
+        with_few = born(room)
         told = with_few("call", "told", "acquire_with", free, namespace, "", 4, tag=tag)
         roles.add(told.role)
         assert told.total == float(4 << 17)
@@ -174,11 +173,6 @@ def test_descriptors_run_out_at_every_step(namespace, fork, log, role):
 # -- Holders that may not be reached.
 
 
-def as_user(process: Forked, **how: int) -> Forked:
-    process("call", "surroundings", "become", **how)
-    return process
-
-
 REFUSED = (
     r"'model' is not shared: process {pid} \(\S+\) has it, and /proc/{pid}/fd may not be opened: Permission denied"
 )
@@ -192,18 +186,19 @@ REFUSED = (
         ("capabilities", "it has capabilities that this one lacks"),
     ],
 )
-def test_a_holder_that_may_not_be_reached(namespace, fork, log, how, finding):
-    room = fork()
+def test_a_holder_that_may_not_be_reached(namespace, born, log, how, finding):
+    room = born()
     room("call", "surroundings", "enter", "own /dev/shm")
-    holder, attacher = fork(room), fork(room)
+    holder, attacher = born(room), born(room)
     if how == "capabilities":
         attacher("call", "surroundings", "drop_capabilities")
     else:
-        as_user(holder, gid=surroundings.SOMEBODY + (how == "other group"))
-        as_user(attacher)
+        somebody = surroundings.SOMEBODY
+        holder("call", "walls", "become", somebody, somebody + (how == "other group"))
+        attacher("call", "walls", "become", somebody)
     assert holder("call", "told", "acquire", namespace, log, 4)[1:] == ("publisher", "memfd", [])
     if how == "not dumpable":
-        holder("call", "surroundings", "dumpable", 0)
+        holder("call", "walls", "be_dumpable", whether=False)
     told = attacher("call", "told", "acquire", namespace, log, 4)
     assert told[:3] == (float(4 << 17), "private", "private")
     (warning,) = told.warnings
@@ -215,7 +210,7 @@ def test_a_holder_that_may_not_be_reached(namespace, fork, log, how, finding):
     )
     # Who may open it shares as ever; and a name can be opened by all of them.
     if how == "not dumpable":
-        holder("call", "surroundings", "dumpable", 1)
+        holder("call", "walls", "be_dumpable", whether=True)
         told = attacher("call", "told", "let_go", namespace)
         assert attacher("call", "told", "acquire", namespace, log, 4).role == "attacher"
     assert holder("call", "told", "acquire", namespace, log, 4, "posix", "named").role == "publisher"
@@ -225,10 +220,10 @@ def test_a_holder_that_may_not_be_reached(namespace, fork, log, how, finding):
     assert left == []
 
 
-def test_a_memfd_is_not_reached_once_proc_is_gone(namespace, fork, log):
-    room = fork()
+def test_a_memfd_is_not_reached_once_proc_is_gone(namespace, born, log):
+    room = born()
     room("call", "surroundings", "enter", "own /dev/shm")
-    holder, attacher = fork(room), fork(room)
+    holder, attacher = born(room), born(room)
     assert holder("call", "told", "acquire", namespace, log, 4).backend == "memfd"
     attacher("call", "surroundings", "cover_proc")
     told = attacher("call", "told", "acquire", namespace, log, 4)
@@ -274,11 +269,11 @@ def committed() -> int:
 
 @pytest.mark.odd
 @pytest.mark.parametrize("mode", [0, 2])
-def test_strict_overcommit_charges_every_attach(namespace, fork, log, commit_mode, mode):
+def test_strict_overcommit_charges_every_attach(namespace, born, log, commit_mode, mode):
     """What docs/protocol.md and `onecopy doctor` say of mode 2. What follows where the limit is reached is what follows of
     RLIMIT_AS: the same call fails with the same errno."""
     mib, count = 256, 24
-    holder, attachers = fork(), [fork() for _ in range(count)]
+    holder, attachers = born(), [born() for _ in range(count)]
     assert holder("call", "told", "acquire", namespace, log, mib).role == "publisher"
     for process in attachers:  # threads, and what else one has besides
         process("call", "told", "acquire", namespace, log, 4, tag="small")

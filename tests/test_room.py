@@ -28,9 +28,9 @@ def group(group):
     return group
 
 
-def test_a_holder_is_private_where_the_group_has_no_room(namespace, group, fork, log):
+def test_a_holder_is_private_where_the_group_has_no_room(namespace, group, born, log):
     """The constructor fits, a second copy beside it does not."""
-    process, neighbour = fork(), fork()
+    process, neighbour = born(), born()
     for member in (process, neighbour):
         group.add(member.pid)
     neighbour("call", "told", "eat", 32)
@@ -55,9 +55,9 @@ def test_a_holder_is_private_where_the_group_has_no_room(namespace, group, fork,
     ("hopeful", "backend"),
     [("used up after the look-up", "memfd"), ("hidden limit", "memfd"), ("hidden limit", "posix")],
 )
-def test_two_are_killed_while_they_fill_and_the_third_is_told(namespace, group, fork, log, tmp_path, hopeful, backend):
+def test_two_are_killed_while_they_fill_and_the_third_is_told(namespace, group, born, log, tmp_path, hopeful, backend):
     """The neighbour has more memory of its own than the fillers: the kernel would choose it."""
-    neighbour, first, waiter, third = members = [fork() for _ in range(4)]
+    neighbour, first, waiter, third = members = [born() for _ in range(4)]
     limit, ask = str(group.path / "memory.limit_in_bytes"), ("call", "told", "acquire")
     if hopeful == "hidden limit":
         inner = group.inner()
@@ -98,7 +98,7 @@ def test_two_are_killed_while_they_fill_and_the_third_is_told(namespace, group, 
 
     # Another model is loaded as ever. READY ends it: somebody outside of the group publishes.
     assert third("call", "told", "acquire", namespace, log, 4, backend, "another").role == "publisher"
-    outside = fork()
+    outside = born()
     assert outside("call", "told", "publish", namespace, MIB, "model", backend=backend) == ""
     assert third("call", "told", "acquire", namespace, log, MIB, backend).role == "attacher"
     outside("call", "told", "let_go", namespace)
@@ -109,9 +109,9 @@ def test_two_are_killed_while_they_fill_and_the_third_is_told(namespace, group, 
     assert neighbour("call", "told", "digest") == (5 * MIB << 20, "0")
 
 
-def test_who_waits_takes_over_and_is_killed_and_the_next_waiter_is_told(namespace, group, fork, log):
+def test_who_waits_takes_over_and_is_killed_and_the_next_waiter_is_told(namespace, group, born, log):
     """In the constructor, where nobody offers himself: the group holds the loaders alone."""
-    waiters = [fork() for _ in range(4)]
+    waiters = [born() for _ in range(4)]
     for process in waiters:
         group.add(process.pid)
     group.limit = group.usage + (MIB << 20)
@@ -126,7 +126,7 @@ def test_who_waits_takes_over_and_is_killed_and_the_next_waiter_is_told(namespac
     assert len(Path(log).read_text().split()) == 2, "nobody loaded a third time"
     # While a loader's memory is on its way back, the kernel may find no other to kill than one who only waits.
     assert group.kills() == len(waiters) - len(said)
-    late = fork()
+    late = born()
     group.add(late.pid)
     for one in [*said, late("call", "told", "error_of_acquire", namespace, log, 4 * MIB)]:
         assert re.match(
@@ -153,8 +153,8 @@ def looks_like_v2(tmp_path):
     return folder
 
 
-def test_limits_of_version_2_are_read(namespace, fork, log, looks_like_v2):
-    process = fork()
+def test_limits_of_version_2_are_read(namespace, born, log, looks_like_v2):
+    process = born()
     process("call", "surroundings", "own_shm")
     process("call", "surroundings", "look_as_in_v2", str(looks_like_v2.parent), "/job")
     assert process("call", "told", "acquire", namespace, log, MIB, tag="unlimited").role == "publisher"
@@ -174,11 +174,11 @@ def test_limits_of_version_2_are_read(namespace, fork, log, looks_like_v2):
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_kills_that_version_2_counts(namespace, fork, log, looks_like_v2, counted):
+def test_kills_that_version_2_counts(namespace, born, log, looks_like_v2, counted):
     """Killed by us, counted or not by what looks like the kernel's counter."""
-    room = fork()
+    room = born()
     room("call", "surroundings", "own_shm")
-    loaders = [fork(room) for _ in range(3)]
+    loaders = [born(room) for _ in range(3)]
     for process in loaders:
         process("call", "surroundings", "look_as_in_v2", str(looks_like_v2.parent), "/job")
     for kills, process in enumerate(loaders[:2], start=1):
@@ -196,8 +196,8 @@ def test_kills_that_version_2_counts(namespace, fork, log, looks_like_v2, counte
     loaders[2]("call", "told", "let_go", namespace)
 
 
-def test_a_loader_that_is_killed_by_hand_is_no_lack_of_memory(namespace, group, fork, log):
-    loaders = [fork() for _ in range(3)]
+def test_a_loader_that_is_killed_by_hand_is_no_lack_of_memory(namespace, group, born, log):
+    loaders = [born() for _ in range(3)]
     for process in loaders:
         group.add(process.pid)
     for kills, process in enumerate(loaders[:2], start=1):
