@@ -73,15 +73,21 @@ def test_what_it_costs_each_process(namespace, backend):
         (model,) = json.loads(run(namespace, "show", "t", "--json"))
         size = model["shared_bytes"]
         attacher("attach", namespace, "t")
-        (model,) = json.loads(run(namespace, "show", "t", "--json"))
-        costs = {holder["pid"]: holder for holder in model["holders"]}
-        assert costs.keys() == {publisher.pid, attacher.pid}
-        # Header and skeleton are pages of the segment, too.
-        assert size <= sum(cost["pss_bytes"] for cost in costs.values()) <= 1.01 * size + 8192
-        assert costs[attacher.pid]["private_bytes"] == 0
+        # Making huge pages of it, soon after publishing, takes the pages out of every page table until they are read again.
+        for _ in range(50):
+            assert publisher("total", "t") == attacher("total", "t")
+            (model,) = json.loads(run(namespace, "show", "t", "--json"))
+            costs = {holder["pid"]: holder for holder in model["holders"]}
+            assert costs.keys() == {publisher.pid, attacher.pid}
+            together = sum(cost["pss_bytes"] for cost in costs.values())
+            assert together <= 1.01 * size + 8192  # header and skeleton are pages of the segment, too
+            assert costs[attacher.pid]["private_bytes"] == 0
+            if together >= size:
+                break
+        assert together >= size
         attacher("write_in_place", "t")
         said = run(namespace, "show", "t")
-        assert re.search(rf"held by process {publisher.pid} \(.*\) for \d+ s: PSS \d\.\d MiB\n", said)
+        assert re.search(rf"held by process {publisher.pid} \(.*\) for \d+ s: PSS \d", said)
         assert re.search(rf"process {attacher.pid} \(.*\) for \d+ s: PSS .*, \d+\.0 KiB of its own by writing", said)
 
 

@@ -113,11 +113,11 @@ impl Store {
                     }
                     _ if refused.is_some() => break,
                     Opened::OnlyForeign if foreign => {
-                        refused = Some(
-                            "its holders live in other PID namespaces, or /proc is not mounted here; backend=\"posix\" \
-                             does without"
-                                .into(),
-                        );
+                        let why = match crate::sys::process::identity().pid_namespace {
+                            0 => "its holders cannot be reached: /proc is not mounted here; backend=\"posix\" does without",
+                            _ => "its holders live in other PID namespaces; backend=\"posix\" reaches across",
+                        };
+                        refused = Some(why.into());
                         break;
                     }
                     Opened::OnlyForeign => {}
