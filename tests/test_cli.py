@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ def test_what_is_there_and_who_has_it(namespace):
             f"arrays: {8 * MIB} bytes agree with their checksums\n"
         )
         assert json.loads(run(namespace, "rm", "arrays", "--json")) == {"removed": 1}
-        assert "superseded" in run(namespace, "ls")
+        assert "ready, unnamed" in run(namespace, "ls")
         run(namespace, "rm", "arrays", code=3)
 
 
@@ -206,6 +207,56 @@ def test_a_sweep_is_not_ended_by_who_reads_the_file(namespace):
         assert sweeper.result() == 20_000
     run(namespace, "sweep")
     assert files(namespace) == []
+
+
+def test_looking_at_what_is_stale_clears_nothing_away(namespace):
+    with Other() as other:
+        other("publish", namespace, "t")
+        other.kill()
+    for command in (("verify", "t"), ("verify", "nothing"), ("doctor",)):
+        said = run(namespace, *command, code=0 if command == ("doctor",) else 3)
+        assert ("stale" in said) == (command == ("verify", "t")), said
+        assert "t" in run(namespace, "ls")
+    assert "would remove segment" in run(namespace, "sweep", "--dry-run")
+    assert "rows and files of dead processes" in run(namespace, "doctor")
+    run(namespace, "sweep")
+
+
+def test_verify_waits_for_no_loader(namespace, tmp_path):
+    gate = tmp_path / "gate"
+    with Other() as loader:
+        loader.start("acquire_gated", namespace, "t", str(tmp_path / "loads"), str(gate))
+        while "loading" not in run(namespace, "ls"):
+            pass
+        assert f"process {loader.pid} " in run(namespace, "verify", "t", code=1)
+        loader.signal(signal.SIGSTOP)
+        while "which is stopped" not in run(namespace, "show", "t"):
+            pass
+        loader.signal(signal.SIGCONT)
+        gate.touch()
+        loader.result()
+        said = run(namespace, "rm", "t")
+        assert "its memory is freed when the last of its 1 users leaves" in said
+
+
+def test_a_pinned_model_whose_file_is_gone_is_stale(namespace):
+    onecopy.Store(namespace).publish("t", [np.ones(MIB)], pin=True).release()
+    (segment,) = [name for name in files(namespace) if not name.endswith(namespace)]
+    Path("/dev/shm", segment).unlink()
+    assert "stale, pinned" in run(namespace, "ls")
+    assert "its file is gone" in run(namespace, "show", "t")
+    run(namespace, "rm", "t")
+
+
+def test_remedies_name_this_place_and_text_stays_on_its_line(namespace, tmp_path):
+    (tmp_path / "models.py").write_text("import numpy\ndef load():\n    return [numpy.ones(1 << 20)]\n")
+    said = run(namespace, "put", "my\nmodel", "models:load", cwd=tmp_path)
+    assert said.count("\n") == 2  # the line's own, and the one in the quoted command
+    assert f"`onecopy --namespace {namespace} rm 'my\nmodel'`" in said
+    assert r"my\nmodel" in run(namespace, "ls")
+    assert f"`onecopy --namespace {namespace} ls`" in run(namespace, "show", "other", code=3)
+    assert namespace in run(f"{namespace}-2", "ls")
+    run(namespace, "rm", "my\nmodel")
 
 
 def test_doctor(namespace):

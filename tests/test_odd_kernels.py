@@ -68,7 +68,7 @@ EXPECTED = {
     ),
     "RLIMIT_FSIZE of 1 MB": (
         private(r"no room for \d+ bytes in /dev/shm/onecopy-v1-0-\S+: 1048576 bytes free \(RLIMIT_FSIZE\)\. Raise"),
-        "LOOK  RLIMIT_FSIZE bounds",
+        "LOOK  RLIMIT_FSIZE: files may have 1048576 bytes, and a registry has 14778368: nothing can be shared",
     ),
     "RLIMIT_AS with room for one model": (
         private(r"mmap \d+ bytes of a segment: Cannot allocate memory"),

@@ -91,14 +91,19 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
 
 
 def verify(place: Place, key: ModelKey) -> list[tuple[str | None, int]]:
-    """(version, bytes that were checked) of that version, or, where the key has none, of every version that is there."""
+    """(version, bytes that were checked) of that version, or, where the key has none, of every version that is there.
+
+    Raises ModelTimeoutError for one that is being loaded: looking waits for nobody.
+    """
     core = process.core_store(place)
-    versions = [key.version]
-    if key.version is None:
-        # The table shows the beginning of a long version: under that name alone nothing is found, and the error says so.
-        mine = [row for row in _rows(place, key.tag) if row["compatibility"] == _key.compatibility()]
-        versions = [row["version"] or None for row in mine] or [None]
-    return [(version, core.verify(_attach(place, key._replace(version=version), None).mapping)) for version in versions]
+    mine = [row for row in _rows(place, key.tag) if row["compatibility"] == _key.compatibility()]
+    # To ask for what is not there would enter the table, and clear away what is to be looked at.
+    if not mine:
+        raise nothing(place, key)
+    # The table shows the beginning of a long version: under that name alone nothing is found, and the error says so.
+    versions = [row["version"] or None for row in mine] if key.version is None else [key.version]
+    keys = [key._replace(version=version) for version in versions]
+    return [(one.version, core.verify(_attach(place, one, time.monotonic()).mapping)) for one in keys]
 
 
 def nothing(place: Place, key: ModelKey) -> ModelNotFoundError:
@@ -106,7 +111,10 @@ def nothing(place: Place, key: ModelKey) -> ModelNotFoundError:
     where = f"in namespace '{place.namespace}' ({process.core_store(place).path})"
     rows = _rows(place, key.tag)
     if not rows:
-        return ModelNotFoundError(f"no model {key} {where}: `onecopy ls` shows what is there")
+        left = [row for row in process.core_store(place).list() if row["tag"] == key.tag]
+        why = {"stale": "what is left of it is stale", "ready": "what is left of it has lost its name"}
+        found = next((f": {why[row['state']]}" for row in left if row["state"] in why), "")
+        return ModelNotFoundError(f"no model {key} {where}{found}: `onecopy ls` shows what is there")
     there = ", ".join(_row_in_words(row) for row in rows)
     asked = "" if key.version else " without a version"
     same = [row["version"] for row in rows if row["compatibility"] == _key.compatibility()]

@@ -31,7 +31,7 @@ class Holder(Generic[T]):
         version: Your name for the content (a path, a hash); another version is another model.
         store: Where it is shared; the default store if None.
         timeout: Seconds to wait while another process loads; None: as long as that process works.
-        linger: Seconds that this process keeps its lease after its last user let go.
+        linger: Seconds that this process keeps its lease after its last user let go; None: until it exits.
         on_unshareable: "warn" loads privately with one warning, "raise" raises UnshareableError.
     """
 
@@ -45,7 +45,7 @@ class Holder(Generic[T]):
         version: str | None = None,
         store: Store | None = None,
         timeout: float | None = None,
-        linger: float = 0.0,
+        linger: float | None = 0.0,
         on_unshareable: OnUnshareable = "warn",
     ) -> None:
         if on_unshareable not in ("warn", "raise"):
@@ -54,6 +54,9 @@ class Holder(Generic[T]):
         process.check_seconds("timeout", timeout)
         process.check_seconds("linger", linger)
         process.check_callable(constructor)
+        if store is not None and not hasattr(store, "place"):
+            message = f"store must be a onecopy.Store, not {store!r}: Store({store!r}) opens a namespace of that name"
+            raise TypeError(message)
         self._constructor = constructor
         self._key = ModelKey.checked(tag, version)
         self._place = store.place if store is not None else Place()

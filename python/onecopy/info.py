@@ -48,7 +48,8 @@ class StoredModel:
 
     tag: str
     version: str | None
-    #: "loading", "ready", "unshareable", or "stale": all who had to do with it are dead, the next use clears it away.
+    #: "loading", "ready", "unshareable", or "stale": all who had to do with it are dead, or its file is
+    #: gone (`reason` says which); the next use clears it away.
     state: str
     generation: int
     #: Superseded or removed, and still held by somebody.

@@ -74,6 +74,9 @@ class ModelKey(NamedTuple):
         check_tag("tag", tag)
         if version is not None:
             check_text("version", version)
+            if "\0" in version:
+                message = f"version {version!r}: text without NUL is wanted"
+                raise BadNameError(message)
         return cls(tag, version or None)
 
     def __str__(self) -> str:
@@ -243,6 +246,13 @@ def check_text(name: str, text: object) -> None:
     except UnicodeEncodeError as error:
         message = f"{name} {text!r}: it cannot be written as UTF-8 ({error.reason})"
         raise BadNameError(message) from None
+
+
+def check_path(name: str, path: object) -> None:
+    """Raises TypeError for what is neither None nor a path."""
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        message = f"{name} must be a path, not {path!r}"
+        raise TypeError(message)
 
 
 def check_tag(name: str, tag: str, remedy: str = "Put a long path into `version`") -> None:

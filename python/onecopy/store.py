@@ -82,6 +82,7 @@ class Store:
                 "('-' and 32 hexadecimal digits)"
             )
             raise BadNameError(message)
+        process.check_path("directory", directory)
         self.place = Place(namespace, os.fsdecode(directory) if directory is not None else None, backend)
 
     def acquire(

@@ -35,19 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = Store(options.namespace, directory=options.directory, backend=getattr(options, "backend", "auto"))
         code: int = options.run(store, options)
     except ModelNotFoundError as error:
-        print(f"onecopy: {_for_a_person(error)}", file=sys.stderr)
+        print(f"onecopy: {_for_a_person(error, options)}", file=sys.stderr)
         return 3
     except OneCopyError as error:
-        print(f"onecopy: {_for_a_person(error)}", file=sys.stderr)
+        print(f"onecopy: {_for_a_person(error, options)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
     return code
 
 
-def _for_a_person(error: OneCopyError) -> str:
-    """The message, with the options of the command line for the arguments of Python."""
-    said = str(error)
+def _for_a_person(error: OneCopyError, options: argparse.Namespace) -> str:
+    """The message, with the options of the command line for the arguments of Python, and commands that mean this place."""
+    said = str(error).replace("`onecopy ", f"`{commands.program(options)} ")
     for python, option in PYTHON_TO_OPTIONS:
         said = said.replace(python, option)
     return said

@@ -6,6 +6,7 @@ import fcntl
 import importlib
 import json
 import os
+import shlex
 import struct
 import sys
 import time
@@ -32,11 +33,14 @@ def ls(store: Store, options: argparse.Namespace) -> int:
         return _json([_plain(model) for model in models])
     if not models:
         print(f"no models in namespace '{store.place.namespace}' ({process.core_store(store.place).path})")
+        others = sorted(machine.namespaces(store.place) - {store.place.namespace})
+        if others:
+            print(f"other namespaces there: {', '.join(others)} (--namespace)")
         return 0
     rows = [
         (
-            model.tag,
-            model.version or "-",
+            _shown(model.tag),
+            _shown(model.version or "-"),
             _state(model),
             str(model.generation),
             _size(model.shared_bytes),
@@ -58,14 +62,17 @@ def show(store: Store, options: argparse.Namespace) -> int:
     if options.json:
         return _json([_plain(model, costs=True) for model in models])
     for model in models:
-        version = f" version {model.version}" if model.version else ""
-        print(f"{model.tag}{version}: {_state(model)}, generation {model.generation}, since {_ago(model.since)}")
+        version = f" version {_shown(model.version)}" if model.version else ""
+        print(
+            f"{_shown(model.tag)}{version}: {_state(model)}, generation {model.generation}, since {_ago(model.since)}"
+        )
         print(f"  {_size(model.shared_bytes)} ({model.shared_bytes} bytes), backend {model.backend or '-'}")
         if model.constructor:
             print(f"  made by {model.constructor}")
         if model.publisher:
             verb = "loading in" if model.state == "loading" else "published by"
-            print(f"  {verb} process {model.publisher[0]} ({model.publisher[1]})")
+            stopped = ", which is stopped" if _stopped(model.publisher[0]) else ""
+            print(f"  {verb} process {model.publisher[0]} ({model.publisher[1]}){stopped}")
         for holder in model.holders:
             print(f"  held by process {holder.pid} ({holder.name}) for {_ago(holder.since)}{_cost(model, holder.pid)}")
         if model.reason:
@@ -105,8 +112,19 @@ def put(store: Store, options: argparse.Namespace) -> int:
     )
     if options.json:
         return _json(_plain(model))
-    print(f"published {options.tag}: {_size(model.shared_bytes)}, pinned; `onecopy rm {options.tag}` removes it")
+    remover = f"{program(options)} rm {shlex.quote(options.tag)}"
+    print(f"published {_shown(options.tag)}: {_size(model.shared_bytes)}, pinned; `{remover}` removes it")
     return 0
+
+
+def program(options: argparse.Namespace) -> str:
+    """How this place is named at the command line."""
+    words = ["onecopy"]
+    if options.namespace != "default":
+        words += ["--namespace", options.namespace]
+    if options.directory is not None:
+        words += ["--directory", options.directory]
+    return shlex.join(words)
 
 
 def _constructor(named: str, module: str, function: str) -> Any:
@@ -129,10 +147,18 @@ def _constructor(named: str, module: str, function: str) -> Any:
 
 
 def rm(store: Store, options: argparse.Namespace) -> int:
+    rows = [row for row in store.list() if row.tag == options.tag and not row.unnamed]
     removed = store.remove(options.tag, version=options.version)
     if options.json:
         return _json({"removed": removed})
-    print(f"removed the name '{options.tag}' ({removed}); its memory is freed when the last user leaves")
+    print(f"removed the name '{_shown(options.tag)}' ({removed})")
+    meant = [row for row in rows if options.version is None or options.version.startswith(row.version or "\0")]
+    holders = {holder.pid for row in meant if row.state == "ready" for holder in row.holders}
+    if holders:
+        print(f"its memory is freed when the last of its {len(holders)} users leaves")
+    for row in meant:
+        if row.state == "loading" and row.publisher:
+            print(f"process {row.publisher[0]} goes on loading, for itself; whoever asks next loads again")
     return 0
 
 
@@ -185,7 +211,7 @@ def verify(store: Store, options: argparse.Namespace) -> int:
         return _json({"bytes": sum(checked for _, checked in versions), "versions": dict(versions)})
     for version, checked in versions:
         named = f" version {version}" if version and version != options.version else ""
-        print(f"{options.tag}{named}: {checked} bytes agree with their checksums")
+        print(f"{_shown(options.tag)}{named}: {checked} bytes agree with their checksums")
     return 0
 
 
@@ -217,8 +243,22 @@ def _json(value: Any) -> int:
     return 0
 
 
+def _shown(text: str) -> str:
+    """On one line, whatever is in it."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _stopped(pid: int) -> bool:
+    """State T of proc_pid_stat(5); False where it cannot be seen."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in {"T", "t"}
+
+
 def _state(model: StoredModel) -> str:
-    marks = [mark for mark, on in (("pinned", model.pinned), ("superseded", model.unnamed)) if on]
+    marks = [mark for mark, on in (("pinned", model.pinned), ("unnamed", model.unnamed)) if on]
     return ", ".join([model.state, *marks])
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 SMALL = 64 << 20
 #: File systems whose files are memory.
 IN_MEMORY = ("tmpfs", "ramfs")
+#: What the core says where no limit is visible.
+UNKNOWN = (1 << 64) - 1
+#: Bytes of a registry's file (docs/format.md).
+REGISTRY = 14_778_368
 #: Descriptors below which frameworks and data loaders run out first.
 FEW = 256
 #: `/proc/sys/vm/overcommit_memory`: every private mapping is charged in full.
@@ -50,6 +54,8 @@ def examine(place: Place) -> list[Finding]:
         _memfd(),
         _proc(),
         *_holders(place),
+        *_others(place),
+        *_left(place),
         _overcommit(),
         _file_size(),
         _addresses(),
@@ -72,7 +78,40 @@ def _registry(place: Place) -> Finding:
         models = store.list()
     except OneCopyError as error:
         return Finding(good=False, what=f"registry: {error}", remedy="Models load privately until this is mended")
-    return Finding(good=True, what=f"registry {store.path}: {len(models)} models")
+    count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
+    return Finding(good=True, what=f"registry {store.path}: {count}")
+
+
+def _others(place: Place) -> list[Finding]:
+    """Other sets of tags: what is missing here may be there."""
+    found = namespaces(place) - {place.namespace}
+    if not found:
+        return []
+    return [Finding(good=True, what=f"other namespaces in {place.resolved()}: {', '.join(sorted(found))}")]
+
+
+def namespaces(place: Place) -> set[str]:
+    """Those of this user that have a registry in this directory."""
+    prefix = f"onecopy-v1-{os.geteuid()}-"
+    try:
+        names = {path.name for path in Path(place.resolved()).iterdir() if path.name.startswith(prefix)}
+    except OSError:
+        return set()
+    return {name.removeprefix(prefix) for name in names if not re.search("-[0-9a-f]{32}$", name)}
+
+
+def _left(place: Place) -> list[Finding]:
+    """What only the dead hold; it limits nothing, but takes memory."""
+    try:
+        rows = process.core_store(place).sweep(dry_run=True)
+    except OneCopyError:
+        return []  # told already
+    if not rows:
+        return []
+    what = f"{len(rows)} rows and files of dead processes in this namespace"
+    return [
+        Finding(good=True, what=what, remedy="The next use removes them, or `onecopy sweep`; --dry-run tells which")
+    ]
 
 
 def _directory(place: Place) -> Finding:
@@ -140,6 +179,8 @@ def _memory(place: Place) -> Finding:
         free, limit = process.core_store(place).room()
     except OneCopyError as error:
         return Finding(good=False, what=f"memory: {error}")
+    if free == UNKNOWN:
+        return Finding(good=True, what="how much memory a model may take cannot be seen here")
     return Finding(good=True, what=f"{free >> 20} MiB of memory may be taken by a model ({limit})")
 
 
@@ -215,14 +256,17 @@ def _overcommit() -> Finding:
         return Finding(
             good=False, what="vm.overcommit_memory=2 charges every attach with the model's size", remedy=remedy
         )
-    return Finding(good=True, what=f"vm.overcommit_memory={mode}")
+    return Finding(good=True, what=f"vm.overcommit_memory={mode or ' cannot be read here'}")
 
 
 def _file_size() -> Finding:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit == resource.RLIM_INFINITY:
         return Finding(good=True, what="RLIMIT_FSIZE is unlimited")
-    return Finding(good=False, what=f"RLIMIT_FSIZE bounds every segment to {limit} bytes", remedy="ulimit -f unlimited")
+    what = f"RLIMIT_FSIZE bounds every segment to {limit} bytes"
+    if limit < REGISTRY:
+        what = f"RLIMIT_FSIZE: files may have {limit} bytes, and a registry has {REGISTRY}: nothing can be shared"
+    return Finding(good=False, what=what, remedy="ulimit -f unlimited")
 
 
 def _addresses() -> Finding:

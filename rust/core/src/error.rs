@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::io::Errno;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +55,21 @@ pub enum Error {
     Refused(String),
 
     /// The kernel refused a call.
-    #[error("{call} {object}: {source}")]
+    #[error("{call} {object}: {source}{}", remedy(source))]
     Os { call: &'static str, object: String, source: io::Error },
+}
+
+/// What helps, where the kernel's word alone does not say it.
+fn remedy(refused: &io::Error) -> &'static str {
+    match refused.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => ". Set ONECOPY_DIR to another directory on a tmpfs",
+        io::ErrorKind::FileTooLarge => ". Raise the limit on the size of files: ulimit -f unlimited",
+        io::ErrorKind::OutOfMemory => ". Raise the limit on addresses (ulimit -v), or free memory",
+        _ if refused.raw_os_error() == Some(Errno::MFILE.raw_os_error()) => {
+            ". Raise the limit on descriptors: ulimit -n"
+        }
+        _ => "",
+    }
 }
 
 impl Error {

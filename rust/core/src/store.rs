@@ -23,7 +23,7 @@ pub use publish::{Announced, Outcome, Publishing};
 pub use view::{Place, View};
 
 use crate::layout::registry::{hex, segment_name, segment_prefix, uuid_of};
-use crate::registry::request::{Ended, Holding, LeaseId, Listed, Ticket};
+use crate::registry::request::{Ended, Holding, LeaseId, Listed, State, Ticket};
 use crate::registry::{self, Registry, SweepReport};
 use crate::segment::reader;
 use crate::sys::directory::Directory;
@@ -120,7 +120,15 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Listed>> {
         verb("list");
         process::current().catch_up();
-        Ok(self.registry.visit(false, |session| session.list())?.unwrap_or_default())
+        let mut listed = self.registry.visit(false, |session| session.list())?.unwrap_or_default();
+        let prefix = segment_prefix(self.registry.uid(), &self.place.namespace);
+        for row in listed.iter_mut().filter(|row| row.state == State::Ready) {
+            let named = row.segment.filter(|facts| facts.backend == Backend::Posix);
+            if named.is_some_and(|facts| !leads_to(&self.directory, &prefix, &facts)) && !row.unnamed {
+                (row.state, row.reason) = (State::Stale, "its file is gone".to_owned());
+            }
+        }
+        Ok(listed)
     }
 
     /// Removes what only the dead hold, and named segments that no table knows (the registry's file was removed by hand) and

@@ -196,6 +196,7 @@ impl Store {
         if let Some(limit) = room::file_size_limit()
             && bytes > limit
         {
+            let remedy = "Raise it: ulimit -f unlimited";
             return Err(Error::NoRoom { need: bytes, free: limit, place, limit: "RLIMIT_FSIZE".into(), remedy });
         }
         let file_system = room::file_system(&self.directory);
