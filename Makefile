@@ -24,7 +24,7 @@ export PATH := $(CURDIR)/$(BIN):$(dir $(UV)):$(PATH)
 # The environment is named by what it was made from, so a changed pin makes it anew and a touched file does not.
 ENV := .venv/made-from-$(shell cat requirements/dev.txt | sha256sum | cut -c1-16)
 EXTENSION := .venv/extension
-RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -path rust/core/fuzz -prune -o -name '*.rs' -print -o -name Cargo.toml -print)
 
 .PHONY: help
 help: ## this list
@@ -77,9 +77,18 @@ soak: build ## random killing for ten minutes (SOAK_SECONDS=...), and the regist
 	$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
 	ONECOPY_EXPLORE=large cargo test --locked --release --package onecopy-core --features failpoints --test registry_explored
 
+.PHONY: fuzz
+FUZZ_SECONDS ?= 1800
+CARGO_FUZZ := $(CACHE)/cargo-fuzz-0.13.1
+$(CARGO_FUZZ)/bin/cargo-fuzz:
+	cargo install --locked --version 0.13.1 --root $(CARGO_FUZZ) --target-dir target/cargo-fuzz cargo-fuzz
+fuzz: $(CARGO_FUZZ)/bin/cargo-fuzz ## hostile bytes for the parsers, half an hour each side by side (FUZZ_SECONDS=...); needs nightly
+	PATH=$(CARGO_FUZZ)/bin:$$PATH rust/core/fuzz/run $(FUZZ_SECONDS)
+
 .PHONY: lint
 lint: build ## formatters, clippy, ruff, strict types, stubs against the module
 	cargo fmt --all --check
+	cargo fmt --manifest-path rust/core/fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --features onecopy-core/failpoints -- --deny warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -89,6 +98,7 @@ lint: build ## formatters, clippy, ruff, strict types, stubs against the module
 .PHONY: format
 format: $(ENV) ## let the formatters write
 	cargo fmt --all
+	cargo fmt --manifest-path rust/core/fuzz/Cargo.toml
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 

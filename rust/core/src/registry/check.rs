@@ -76,6 +76,8 @@ fn check_entry<T: Table>(table: &mut T, index: u32, entry: &Entry, seen: &mut Se
     if key.version.len() < 150 && key.compatibility.len() < 100 {
         expect(table, key_hash(&key) == entry.hash, "entry", index, "the hash of its key")?;
     }
+    let word = bucket_of(entry.hash, table.capacity(TableId::Words));
+    expect(table, entry.word == word, "entry", index, "the futex word of its hash")?;
     let wanted = match entry.state {
         READY => Some(SEALED),
         UNSHAREABLE => Some(WITNESSES),

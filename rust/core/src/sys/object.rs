@@ -262,15 +262,21 @@ fn process_visible(pid: u32) -> bool {
     fs::stat(format!("/proc/{pid}")).is_ok()
 }
 
-/// `pread` of exactly `bytes` at `offset`: never through a mapping, so a file cut short is an error and not a SIGBUS.
+/// `pread` of exactly `bytes` at `offset`: never through a mapping, so a file cut short is an error and not a SIGBUS; nor is
+/// memory taken for what is not there.
 pub fn read_exact(fd: &OwnedFd, offset: u64, bytes: usize) -> Result<Vec<u8>> {
+    let cut_short = || Error::os("pread", "segment: cut short", Errno::NODATA);
+    let end = offset.checked_add(bytes as u64).ok_or_else(cut_short)?;
+    if identify(fd)?.bytes < end {
+        return Err(cut_short());
+    }
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(bytes).map_err(|_| Error::os("malloc", format!("{bytes} bytes"), Errno::NOMEM))?;
     buffer.resize(bytes, 0);
     let mut done = 0;
     while done < bytes {
         match rustix::io::pread(fd, &mut buffer[done..], offset + done as u64) {
-            Ok(0) => return Err(Error::os("pread", "segment: cut short", Errno::NODATA)),
+            Ok(0) => return Err(cut_short()),
             Ok(count) => done += count,
             Err(Errno::INTR) => {}
             Err(errno) => return Err(Error::os("pread", "segment", errno)),

@@ -23,7 +23,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             let mut steps = Steps::over(self.table, TableId::Segments);
             while at != NONE {
                 steps.next(self.table, "segments of an entry")?;
-                let row = self.segment(at)?;
+                let row = self.segment_of(at, index)?;
                 if at != found.current && row.state != FILLING {
                     let unnamed = Listed { unnamed: true, ..self.content(at, &row, &found)? };
                     all.push(unnamed);

@@ -70,7 +70,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
             Ended::Failed { reason } => self.table.edit(ticket.entry, |entry: &mut Entry| {
                 entry.oom_deaths = 0;
                 entry.reason = Text::new(reason);
-                entry.failures += 1;
+                entry.failures = entry.failures.saturating_add(1);
                 if entry.failures >= FAILURES {
                     (entry.failed_episode, entry.episode, entry.failures) = (entry.episode, 0, 0);
                 }

@@ -52,7 +52,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         let mut steps = Steps::over(self.table, TableId::Segments);
         while at != NONE {
             steps.next(self.table, "segments of an entry")?;
-            let row = self.segment(at)?;
+            let row = self.segment_of(at, index)?;
             if row.state == SEALED && row.uuid == uuid {
                 return Ok(Some(at));
             }

@@ -117,6 +117,15 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         self.free::<Segment>(index)
     }
 
+    /// A segment that must be in use and be of this entry: a list that two entries share would be walked for each.
+    pub(super) fn segment_of(&mut self, at: u32, entry: u32) -> Result<Segment> {
+        let segment = self.segment(at)?;
+        if segment.entry != entry {
+            return Err(self.table.corrupt("segment", format!("of entry {}", segment.entry), entry));
+        }
+        Ok(segment)
+    }
+
     /// A lease that must be held and be of this segment.
     pub(super) fn lease_of(&mut self, at: u32, segment: u32) -> Result<Lease> {
         let lease: Lease = self.table.get(at)?;
@@ -205,7 +214,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         let mut steps = Steps::over(self.table, TableId::Segments);
         while at != NONE {
             steps.next(self.table, "segments of an entry")?;
-            let segment = self.segment(at)?;
+            let segment = self.segment_of(at, index)?;
             if segment.state == FILLING {
                 let filler = owner(&segment);
                 let goes = match of {

@@ -116,7 +116,7 @@ impl<T: Table, O: Oracle> Transition<'_, T, O> {
         let mut steps = Steps::over(self.table, TableId::Segments);
         while at != NONE {
             steps.next(self.table, "segments of an entry")?;
-            let row = self.segment(at)?;
+            let row = self.segment_of(at, index)?;
             let named = at == found.current;
             let why = if row.state == FILLING {
                 (!self.alive(segment::owner(&row))?).then_some("its loader died while filling it")
