@@ -73,8 +73,9 @@ test-odd: build ## little room and odd kernels: pipelines there, and every syste
 
 .PHONY: soak
 SOAK_SECONDS ?= 600
-soak: build ## random killing for ten minutes (SOAK_SECONDS=...), and the registry's larger state space
+soak: build ## random killing for ten minutes (SOAK_SECONDS=...), many more orders of verbs, the registry's larger state space
 	$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
+	ONECOPY_MODEL_EXAMPLES=600 $(BIN)/python -m pytest --timeout 3600 tests/test_verbs_model.py
 	ONECOPY_EXPLORE=large cargo test --locked --release --package onecopy-core --features failpoints --test registry_explored
 
 .PHONY: fuzz

@@ -116,6 +116,7 @@ class Forked:
         self.parent = parent
         path = str(folder / f"{len(list(folder.iterdir()))}.socket")
         self._stderr = Path(path + ".stderr")
+        self._heard = 0
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             Path(path).chmod(0o666)  # a child may have become another user
@@ -138,9 +139,9 @@ class Forked:
         self.start(task, *args, **kwargs)
         return self.result()
 
-    def end(self, task: str) -> None:
+    def end(self, task: str, *args: Any) -> None:
         """By a task that does not answer."""
-        self.start(task)
+        self.start(task, *args)
         assert self._stream.read() == b""
 
     def kill(self) -> None:
@@ -155,6 +156,12 @@ class Forked:
         except (FileNotFoundError, ProcessLookupError):
             return True
 
+    def said(self) -> str:
+        """What it wrote to standard error since the last time."""
+        text = self._stderr.read_text()
+        new, self._heard = text[self._heard :], len(text)
+        return new
+
     def _wait(self) -> None:
         while not self.gone():
             time.sleep(0.01)
@@ -166,5 +173,5 @@ class Forked:
         self._stream.close()
         self._connection.close()
         self._wait()
-        said = self._stderr.read_text()
+        said = self.said()
         assert not said, said

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from verbs import verb  # noqa: F401 (a task, too)
 from walls import *  # noqa: F403 (tasks, too)
 
 import onecopy
@@ -135,6 +136,12 @@ def attach(namespace: str, tag: str, timeout: float | None = None) -> tuple[floa
 def attach_version(namespace: str, tag: str, version: str) -> bool:
     with onecopy.Store(namespace).attach(tag, version=version) as model:
         return model.total() > 0
+
+
+def attached_cycle(namespace: str, tag: str) -> tuple[bool, float]:
+    """Of a list of an array and itself."""
+    with onecopy.Store(namespace).attach(tag) as knot:
+        return knot[1] is knot, float(knot[0].sum())
 
 
 def sweep_often(namespace: str, count: int) -> int:
@@ -433,6 +440,25 @@ def exit_holding() -> None:
 
 def reap(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
+
+
+def swap_for_ever(folder: str, pattern: str, evil: bytes) -> None:
+    """Renames other files over all that are called like that, and them back: the names lead somewhere all the time."""
+    place = Path(folder)
+    number = 0
+    while True:
+        for name in [path.name for path in place.iterdir()]:
+            if not re.fullmatch(pattern, name):
+                continue
+            number += 1
+            mine, kept = place / f"evil-{number}", place / f"kept-{number}"
+            mine.write_bytes(evil)
+            mine.chmod(0o600)
+            with contextlib.suppress(FileNotFoundError):  # it was freed meanwhile
+                os.link(place / name, kept)
+                mine.replace(place / name)
+                kept.replace(place / name)
+            mine.unlink(missing_ok=True)
 
 
 def fork_many(count: int, namespace: str, tag: str, log: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onecopy.skeleton.parts import address
+from onecopy.skeleton.parts import address, in_mapping
 
 if TYPE_CHECKING:
     from onecopy.frameworks import Leaf, Reducer
@@ -75,14 +75,17 @@ class Taker:
 
 def build(columns: Any, mapping: Any, data_start: int, table: MutableMapping[int, object]) -> None:
     numbers, shapes, dtypes, offsets, strides, readonly, buffers = columns
-    places = [data_start + offset for offset in offsets]
+    places = in_mapping(data_start, offsets)
+    if any(dtype.hasobject for dtype in dtypes):
+        raise ValueError("an array of objects over shared memory: its bytes are no pointers")
     ndarray: Any = np.ndarray
     table.update(zip(numbers, map(ndarray, shapes, dtypes, repeat(mapping), places, strides), strict=True))
     for number in readonly:
         array: Any = table[number]
         array.flags.writeable = False
     for number, offset, nbytes, is_readonly in buffers:
-        view = memoryview(ndarray((nbytes,), np.uint8, mapping, data_start + offset))
+        (place,) = in_mapping(data_start, [offset])
+        view = memoryview(ndarray((nbytes,), np.uint8, mapping, place))
         table[number] = view.toreadonly() if is_readonly else view
 
 

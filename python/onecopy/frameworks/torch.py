@@ -18,7 +18,7 @@ from torch.storage import TypedStorage
 
 from onecopy.frameworks import torch_modules
 from onecopy.frameworks.torch_move import Mover
-from onecopy.skeleton.parts import Unshareable
+from onecopy.skeleton.parts import Unshareable, in_mapping
 
 if TYPE_CHECKING:
     from onecopy.frameworks import Leaf, Reducer
@@ -153,7 +153,7 @@ def build(columns: Any, mapping: Any, data_start: int, table: MutableMapping[int
     for (dtype, is_parameter, requires_grad), numbers, shapes, offsets in groups:
         native = _NATIVE.get(dtype)
         carrier = native or _CARRIERS[dtype.itemsize]
-        places = [data_start + offset for offset in offsets]
+        places = in_mapping(data_start, offsets)
         ndarray: Any = np.ndarray
         # Only C functions from here on: no Python frame per tensor. A storage of its own for each, of exactly its
         # size: with one storage for all, torch.save of one tensor would write the whole model.
@@ -165,7 +165,8 @@ def build(columns: Any, mapping: Any, data_start: int, table: MutableMapping[int
             made = map(Tensor._make_subclass, repeat(cls), made, repeat(requires_grad))
         table.update(zip(numbers, made, strict=True))
     for number, offset, nbytes in storages:
-        table[number] = storage_over(mapping, data_start + offset, nbytes)
+        (place,) = in_mapping(data_start, [offset])
+        table[number] = storage_over(mapping, place, nbytes)
     for number, owner, description in views:
         memory = table[owner]
         storage = memory if isinstance(memory, UntypedStorage) else memory.untyped_storage()

@@ -137,6 +137,14 @@ class Extents:
         return [_buffer(region) for region in self._regions]
 
 
+def in_mapping(data_start: int, offsets: list[int]) -> list[int]:
+    """Offsets from the start of the mapping. numpy checks the end of an array over a buffer, and not its start."""
+    places = [data_start + offset for offset in offsets]
+    if places and min(places) < data_start:
+        raise ValueError(f"a buffer {data_start - min(places)} bytes before the data area")
+    return places
+
+
 def address(array: np.ndarray[Any, Any]) -> int:
     """Address of the first element."""
     start: int = array.__array_interface__["data"][0]

@@ -6,8 +6,12 @@
 mod harness;
 
 use std::fs;
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
+use harness::lies::{Lie, Value};
+use harness::registry::{Op, Verb};
+use onecopy_core::layout::registry::{Entry, Segment, TableId};
 use onecopy_core::layout::segment::{BufferRow, Header};
 use onecopy_core::segment::reader;
 use onecopy_core::segment::writer::Outline;
@@ -48,6 +52,26 @@ fn registry() {
 fn file() {
     replay("file", harness::file::run);
     harness::file::clean();
+}
+
+/// Overwrites a word. In the furnished table entry 3 is being loaded by player 2, and five segments are in use.
+fn lie(table: TableId, row: u8, field: usize, value: Value) -> Op {
+    let (table, field) = (u8::try_from(table as u32).unwrap(), u8::try_from(field / 4).unwrap());
+    Op::Lie(Lie { table, row, field, value, wide: false })
+}
+
+/// What was found by reading, not by the fuzzer.
+#[test]
+fn failures_at_the_end_of_their_range() {
+    let failures = lie(TableId::Entries, 3, offset_of!(Entry, failures), Value::None);
+    harness::registry::story([failures, Op::Verb { player: 2, key: 3, verb: Verb::End(0) }]);
+}
+
+#[test]
+fn entries_that_share_a_list() {
+    let share = (0..4).map(|row| lie(TableId::Entries, row, offset_of!(Entry, segments), Value::Small(0)));
+    let chain = (0..3).map(|row| lie(TableId::Segments, row, offset_of!(Segment, next), Value::Small(row + 1)));
+    harness::registry::story(share.chain(chain).chain([Op::Verb { player: 0, key: 0, verb: Verb::List }]));
 }
 
 /// The fuzzer begins with what the code writes; it must be taken as what it is. `ONECOPY_FUZZ_SEEDS` names a folder to put

@@ -8,7 +8,7 @@ use std::fs::{self, File, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Arbitrary, Unstructured};
 use onecopy_core::layout::registry::head::{APPLIED, COMMITTED};
@@ -79,7 +79,7 @@ struct Room {
     pages: Vec<(u64, Vec<u8>)>,
 }
 
-static ROOM: LazyLock<Room> = LazyLock::new(Room::new);
+static ROOM: OnceLock<Room> = OnceLock::new();
 
 impl Room {
     fn new() -> Self {
@@ -124,13 +124,16 @@ impl Room {
 
 /// For whoever runs this in a process that goes on.
 pub fn clean() {
-    let _ = fs::remove_dir_all(&ROOM.path);
+    if let Some(room) = ROOM.get() {
+        let _ = fs::remove_dir_all(&room.path);
+    }
 }
 
 pub fn run(bytes: &[u8]) {
     let Ok(story) = Story::arbitrary_take_rest(Unstructured::new(bytes)) else { return };
     told(&story);
-    let file = ROOM.furnish();
+    let room = ROOM.get_or_init(Room::new);
+    let file = room.furnish();
     for slot in 0..LIVING {
         assert!(try_lock(file.as_fd(), LIFE + slot).unwrap());
     }
@@ -145,7 +148,7 @@ pub fn run(bytes: &[u8]) {
         Some(Length::Longer(bytes)) => file.set_len(FILE_BYTES + u64::from(bytes)).unwrap(),
         Some(Length::Huge) => file.set_len(1 << 39).unwrap(),
     }
-    let newcomers = [ROOM.registry(), ROOM.registry()];
+    let newcomers = [room.registry(), room.registry()];
     for (second, key, verb) in story.verbs.iter().take(16) {
         if let Err(error) = ask(&newcomers[usize::from(*second)], *key, verb) {
             let known = matches!(
@@ -288,7 +291,7 @@ fn acquire(session: &mut Session<'_>, key: u8, may_load: bool, finish: u8) -> Re
 /// A segment that was named to attach to is there, sealed, as its row says.
 fn in_the_file(segment: u32, uuid: [u8; 16]) {
     // While the room is furnished there is nothing to compare with.
-    let Some(room) = LazyLock::get(&ROOM) else { return };
+    let Some(room) = ROOM.get() else { return };
     let mut bytes = vec![0; TableId::Segments.stride()];
     File::open(room.file()).unwrap().read_exact_at(&mut bytes, TableId::Segments.place(segment)).unwrap();
     let row: Segment = decode(segment, &bytes).expect("attached to a damaged row");

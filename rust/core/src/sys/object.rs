@@ -113,7 +113,7 @@ fn link_to(pid: u32, fd: i32) -> Result<OwnedFd, Missing> {
 
 pub fn open_named(directory: &Directory, name: &str, expected: ObjectId) -> Result<OwnedFd, Missing> {
     // NONBLOCK: where somebody took the name away, another user may have put a FIFO there, or a file with a lease on it.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = fs::openat(directory, name, flags, Mode::empty()).map_err(|errno| {
         let there = fs::statat(directory, name, fs::AtFlags::SYMLINK_NOFOLLOW);
         match there {
@@ -144,7 +144,7 @@ pub fn list_named(directory: &Directory, prefix: &str) -> Result<Vec<String>> {
 /// Removes a named object of ours that no process has open or mapped, wherever it lives. `None` where one has. `keep`: only
 /// looks. Returns its bytes, and its last descriptor: whoever closes that frees the memory, which may take a while.
 pub fn remove_unused(directory: &Directory, name: &str, keep: bool) -> Option<(u64, OwnedFd)> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = fs::openat(directory, name, flags, Mode::empty()).ok()?;
     let stat = fs::fstat(&fd).ok()?;
     let ours = stat.st_uid == rustix::process::geteuid().as_raw() && FileType::from_raw_mode(stat.st_mode).is_file();
