@@ -31,7 +31,6 @@ def lies(registry):
     segment = registry.row("entries", model)["current"]
     lease = registry.row("segments", segment)["leases"]
     return [
-        ("entries", model, {"current": NONE}),
         ("entries", model, {"current": 8191}),
         ("entries", model, {"current": registry.row("entries", second)["current"]}),
         ("segments", segment, {"leases": 16_383}),

@@ -67,6 +67,14 @@ fn failures_at_the_end_of_their_range() {
     harness::registry::story([failures, Op::Verb { player: 2, key: 3, verb: Verb::End(0) }]);
 }
 
+/// This one the fuzzer found: `check` called such a table whole, and no verb could use it.
+#[test]
+fn a_futex_word_that_is_none() {
+    let word = lie(TableId::Entries, 3, offset_of!(Entry, word), Value::None);
+    let ask = Verb::Acquire { may_load: true, oom: false, waited: 0, skip: 0, take: true };
+    harness::registry::story([word, Op::Verb { player: 0, key: 3, verb: ask }]);
+}
+
 #[test]
 fn entries_that_share_a_list() {
     let share = (0..4).map(|row| lie(TableId::Entries, row, offset_of!(Entry, segments), Value::Small(0)));
