@@ -81,7 +81,7 @@ def listed(namespace: str, tag: str | None) -> list[tuple[str, int, bool, bool, 
     """(tag, generation, unnamed, pinned, pids) of what is alive; of one tag, if given."""
     store = onecopy.Store(namespace)
     return sorted(
-        (row.tag, row.generation, row.unnamed, row.pinned, sorted({pid for pid, _ in row.holders}))
+        (row.tag, row.generation, row.unnamed, row.pinned, sorted({holder.pid for holder in row.holders}))
         for row in (store.show(tag) if tag else store.list())
         if row.state == "ready"
     )
