@@ -200,19 +200,24 @@ class Slot:
         began = time.monotonic()
         left = -1.0 if deadline is None else min(max(0.0, deadline - began), threading.TIMEOUT_MAX)
         try:
-            if not lock.acquire(timeout=left):
-                waited = time.monotonic() - began
-                message = (
-                    f"waited {waited:.1f} s for {self.key}: another thread of this process loads it. Raise `timeout`"
-                )
-                raise ModelTimeoutError(message)
-            self._inside = True
-            yield
+            try:
+                if not lock.acquire(timeout=left):
+                    waited = time.monotonic() - began
+                    message = f"waited {waited:.1f} s for {self.key}: another thread of this process loads it. Raise `timeout`"
+                    raise ModelTimeoutError(message)
+                self._inside = True
+                yield
+            finally:
+                self._let_go(lock)
         finally:
-            if lock._is_owned():  # noqa: SLF001
-                self._inside = False
-                while lock._is_owned():  # noqa: SLF001
-                    lock.release()
+            # Twice: a signal's handler may raise before the first one has done anything.
+            self._let_go(lock)
+
+    def _let_go(self, lock: Any) -> None:
+        if lock._is_owned():  # noqa: SLF001
+            self._inside = False
+            while lock._is_owned():  # noqa: SLF001
+                lock.release()
 
 
 _slots: dict[tuple[str, str, ModelKey], Slot] = {}

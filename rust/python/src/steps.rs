@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use onecopy_core::Error;
 use onecopy_core::registry::request::Ticket;
 use onecopy_core::store::{self, Step, Store};
 use onecopy_core::words::{Backend, Identity};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::errors::raise;
 use crate::gil;
 use crate::mapping::Mapping;
 
@@ -32,7 +34,13 @@ impl Attached {
     pub fn new(py: Python<'_>, attached: store::Attached) -> PyResult<Self> {
         Ok(Self {
             mapping: Py::new(py, Mapping { view: attached.view })?,
-            skeleton: PyBytes::new(py, &attached.skeleton).unbind(),
+            // `new` panics where there is no memory.
+            skeleton: PyBytes::new_with(py, attached.skeleton.len(), |bytes| {
+                bytes.copy_from_slice(&attached.skeleton);
+                Ok(())
+            })
+            .map_err(|_| no_memory(py, attached.skeleton.len()))?
+            .unbind(),
             data_offset: attached.data_offset,
             generation: attached.content.generation,
             shared_bytes: attached.content.shared_bytes,
@@ -40,6 +48,12 @@ impl Attached {
             constructor: (attached.content.constructor.name, attached.content.constructor.code_hash),
         })
     }
+}
+
+/// Of a skeleton: a process with a limit on its addresses goes without sharing.
+pub fn no_memory(py: Python<'_>, bytes: usize) -> PyErr {
+    let refused = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+    raise(py, Error::os("malloc", format!("{bytes} bytes of a skeleton"), refused))
 }
 
 /// The caller is the loader: it publishes, or says how it ended.

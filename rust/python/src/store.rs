@@ -99,8 +99,12 @@ impl Store {
         loading: Option<&Loading>,
     ) -> PyResult<Publishing> {
         let backend = one_backend(backend)?;
+        let bytes = skeleton.as_bytes();
+        let mut skeleton = Vec::new();
+        skeleton.try_reserve_exact(bytes.len()).map_err(|_| steps::no_memory(py, bytes.len()))?;
+        skeleton.extend_from_slice(bytes);
         let announced = Announced {
-            skeleton: skeleton.as_bytes().to_vec(),
+            skeleton,
             buffers,
             data_bytes,
             excess,

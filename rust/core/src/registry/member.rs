@@ -33,9 +33,14 @@ pub struct Member {
 }
 
 impl Member {
-    /// Still in this table: our row says so, and our life lock's descriptor was not closed (daemons close everything).
+    /// As far as others can see: our life lock's descriptor was not closed (daemons close everything).
+    pub fn looks_alive(&self) -> bool {
+        self.life.fd().is_some()
+    }
+
+    /// Still in this table: our row says so, and we look alive.
     pub fn valid(&self, uuid: [u8; 16], table: &mut FileTable<'_>, oracle: &mut LifeLocks<'_>) -> Result<bool> {
-        if self.table != uuid || self.me.slot >= table.heads().processes || self.life.fd().is_none() {
+        if self.table != uuid || self.me.slot >= table.heads().processes || !self.looks_alive() {
             return Ok(false);
         }
         let row: Process = table.get(self.me.slot)?;

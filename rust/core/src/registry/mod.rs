@@ -174,12 +174,15 @@ impl Registry {
         done
     }
 
-    /// Somebody removed the file that we are in, or put another one in its place.
+    /// Somebody removed the file that we are in, put another one in its place, or closed the descriptor that says that we
+    /// live.
     pub fn lost(&self) -> bool {
         // Who is inside sees it as well.
         let Ok(inner) = self.inner.try_lock() else { return false };
-        let entered = inner.lock.as_ref().filter(|_| inner.member.is_some()).map(Kept::id);
-        entered.is_some() && file::named(&self.directory, &self.name).is_ok_and(|named| named != entered)
+        let Some(member) = &inner.member else { return false };
+        let entered = inner.lock.as_ref().map(Kept::id);
+        !member.looks_alive()
+            || entered.is_some() && file::named(&self.directory, &self.name).is_ok_and(|named| named != entered)
     }
 
     /// Sleeps while the word has this value, at most `timeout`, often less.
@@ -206,8 +209,13 @@ impl Registry {
 
     /// As `leave`, for good.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+        // Before our rows go: who makes something for a row of ours, and finds this unset afterwards, made it in time.
+        self.closed.store(true, Ordering::SeqCst);
         self.leave();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Takes this process out of the table. Where that fails it is swept away once it is dead.
@@ -343,7 +351,7 @@ impl Registry {
         oracle: &mut LifeLocks<'_>,
         after: &mut Aftermath,
     ) -> Result<ProcessId> {
-        if self.closed.load(Ordering::Relaxed) {
+        if self.is_closed() {
             return Err(Error::Refused(format!("{}: this process is about to exit", self.place)));
         }
         let mut holdings = (self.holdings)();

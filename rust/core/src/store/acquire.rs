@@ -225,11 +225,14 @@ impl Store {
     fn hold(&self, ask: &Ask, fd: OwnedFd, lease: LeaseId, content: Content) {
         let fd = SegmentFd::new(fd, object_id(&content.facts));
         let spare = match self.holdings.lock().entry(content.facts.uuid) {
-            Entry::Occupied(held) if held.get().published.is_some() && held.get().fd.open() => {
+            Entry::Occupied(held)
+                if held.get().published.is_some() && held.get().fd.number() != fd.number() && held.get().fd.open() =>
+            {
                 Some((lease, Arc::new(fd)))
             }
             Entry::Occupied(mut held) => {
-                // Our descriptor was closed behind our back, and another holder gave us a new one: with the old number, maybe.
+                // Our descriptor was closed behind our back, and another holder gave us a new one: with the old number, maybe,
+                // which seems to be open then.
                 let held = held.get_mut();
                 let number = fd.number();
                 let closed = std::mem::replace(&mut held.fd, Arc::new(fd));

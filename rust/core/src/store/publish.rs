@@ -13,7 +13,7 @@ use crate::segment::writer::{Filling, Outline, Sealed};
 use crate::store::View;
 use crate::sys::failpoint::{reached, verb};
 use crate::sys::memory::Victim;
-use crate::sys::object::SegmentFd;
+use crate::sys::object::{self, SegmentFd};
 use crate::sys::room;
 use crate::words::{Backend, Content, Key, SegmentFacts};
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ pub enum Outcome {
 pub struct Publishing {
     store: Arc<Store>,
     ask: Ask,
-    announced: Announced,
+    announced: Arc<Announced>,
     backend: Backend,
     row: u32,
     uuid: [u8; 16],
@@ -102,6 +102,7 @@ impl Store {
         if announced.ticket.is_none() {
             self.refuse(&ask.key, announced.backend, announced.pin, announced.replace)?;
         }
+        let announced = Arc::new(announced);
         let outline = Outline::new(announced.skeleton.len() as u64, &announced.buffers, announced.data_bytes)?;
         let mut failed = None;
         for backend in self.backends(&announced)? {
@@ -143,7 +144,7 @@ impl Store {
     fn reserve(
         self: &Arc<Self>,
         ask: &Ask,
-        announced: &Announced,
+        announced: &Arc<Announced>,
         outline: Outline,
         backend: Backend,
     ) -> Result<Publishing> {
@@ -154,6 +155,11 @@ impl Store {
         let name = self.segment_name(&uuid);
         let reserved = outline.reserve(backend, &self.directory, &name, &announced.skeleton);
         let filling = match reserved {
+            // At the interpreter's end, while daemon threads work: our rows went before this name came.
+            Ok(_) if self.registry.is_closed() => {
+                object::remove_name(&self.directory, &name);
+                return Err(Error::Refused("this process is about to exit".into()));
+            }
             Ok(filling) => filling,
             Err(error) => {
                 self.discard(row);

@@ -182,6 +182,11 @@ pub fn open_own(fd: i32, expected: ObjectId) -> Result<OwnedFd, Missing> {
     Ok(opened)
 }
 
+/// Of an object that this process made and nobody else knows.
+pub fn remove_name(directory: &Directory, name: &str) {
+    let _ = fs::unlinkat(directory, name, fs::AtFlags::empty());
+}
+
 /// Takes over a descriptor that this process inherited by fork, if the number still leads to `expected`.
 pub fn take_inherited(fd: i32, expected: ObjectId) -> Option<OwnedFd> {
     // SAFETY: the caller is a forked child, in which the parent's owner of this number was forgotten without closing it,
