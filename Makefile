@@ -78,6 +78,10 @@ soak: build ## random killing for ten minutes (SOAK_SECONDS=...), many more orde
 	ONECOPY_MODEL_EXAMPLES=600 $(BIN)/python -m pytest --timeout 3600 tests/test_verbs_model.py
 	ONECOPY_EXPLORE=large cargo test --locked --release --package onecopy-core --features failpoints --test registry_explored
 
+.PHONY: growth
+growth: build ## what costs how much more with more leases, tags, tensors and bytes (benches/README.md)
+	$(BIN)/python benches/growth.py
+
 .PHONY: fuzz
 FUZZ_SECONDS ?= 1800
 CARGO_FUZZ := $(CACHE)/cargo-fuzz-0.13.1
