@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ TO_END = 30
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[MARK] = uuid.uuid4().hex
+    # A shell starts what it runs in the background with Ctrl-C ignored, which every child would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="onecopy-")
     # Short: the sockets that multiprocessing puts below it may have 107 characters.
     config.option.basetemp = config.option.basetemp or str(Path(tempfile.tempdir) / "pytest")
