@@ -15,6 +15,12 @@ pytest_plugins = ["cgroups", "leftovers", "plain", "zygote"]
 
 
 @pytest.fixture
+def log(tmp_path: Path) -> str:
+    """Where each load of a model leaves a line."""
+    return str(tmp_path / "loads")
+
+
+@pytest.fixture
 def namespace(run_name: str) -> Iterator[str]:
     """A namespace of the test's own; afterwards nothing of it may be left but the registry, which is removed."""
     from onecopy import process

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,12 @@ while True:
         answer = False, (type(error).__module__, type(error).__qualname__, str(error))
     writing.write(pickle.dumps(answer))
 """
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Without a limit of its own: the suite's ends a hang."""
+    while not condition():
+        time.sleep(0.01)
 
 
 class Failed(Exception):  # noqa: N818 (it is an answer)

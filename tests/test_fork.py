@@ -6,28 +6,16 @@ import gc
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Forked, Other
+from processes import Forked, Other, wait_until
 from tasks import Model, loads
 
 import onecopy
 
 BACKENDS = pytest.mark.parametrize("backend", ["memfd", "posix"])
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> str:
-    return str(tmp_path / "loads")
 
 
 @pytest.fixture

@@ -19,16 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import Failed, Other
+from processes import Failed, Other, wait_until
 from tasks import Model, counted, loads
 
 import onecopy
 from onecopy.errors import BadNameError, ModelTimeoutError, RecursionInConstructorError, UnshareableError
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> str:
-    return str(tmp_path / "loads")
 
 
 def holder_of(namespace: str, log: str, tag: str = "model", **options: Any) -> onecopy.Holder[Model]:
@@ -492,11 +487,6 @@ class TestSeveralProcesses:
             with pytest.raises(Failed, match="KeyboardInterrupt"):
                 one.result()
             assert two.result()[1] == "publisher"
-
-
-def wait_until(condition: Any) -> None:
-    while not condition():
-        time.sleep(0.01)
 
 
 def kill_and_forget(pid: int) -> None:

@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Forked, Other
+from processes import Forked, Other, wait_until
 from tasks import Model, counted, loads, mapped, weigh
 
 import onecopy
@@ -27,11 +26,6 @@ torch = pytest.importorskip("torch")
 
 SHM = Path("/dev/shm")
 WIDE = 512  # a layer of 1 MiB
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.01)
 
 
 def segments(namespace: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Forked
+from processes import Forked, wait_until
 from tasks import SEGMENT, loads
 
 BACKENDS = pytest.mark.parametrize("backend", ["memfd", "posix"])
@@ -17,16 +17,6 @@ SPACE = "default"
 REGISTRY = f"onecopy-v1-{os.geteuid()}-{SPACE}"
 
 Fork = Callable[[Forked], Forked]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> str:
-    return str(tmp_path / "loads")
 
 
 def names(process: Forked, directory: str = "/dev/shm") -> list[str]:

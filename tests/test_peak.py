@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cgroups import wait_until
-from processes import Other
+from processes import Other, wait_until
 from tasks import Odd, mapped
 
 import onecopy

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import surroundings
-from cgroups import wait_until
+from processes import wait_until
 
 WHY_NOT = surroundings.impossible()
 MIB = 64

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Forked, Other
+from processes import Forked, Other, wait_until
 from tasks import loads
 
 import onecopy
 
 BACKENDS = pytest.mark.parametrize("backend", ["memfd", "posix"])
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> str:
-    return str(tmp_path / "loads")
 
 
 def holders(namespace: str) -> list[int]:

@@ -96,7 +96,8 @@ def verify(place: Place, key: ModelKey) -> list[tuple[str | None, int]]:
     Raises ModelTimeoutError for one that is being loaded: looking waits for nobody.
     """
     core = process.core_store(place)
-    mine = [row for row in _rows(place, key.tag) if row["compatibility"] == _key.compatibility()]
+    under_it = [row for row in core.list() if row["tag"] == key.tag]
+    mine = [row for row in _attachable(under_it) if row["compatibility"] == _key.compatibility()]
     # To ask for what is not there would enter the table, and clear away what is to be looked at.
     if not mine:
         raise nothing(place, key)
@@ -109,11 +110,11 @@ def verify(place: Place, key: ModelKey) -> list[tuple[str | None, int]]:
 def nothing(place: Place, key: ModelKey) -> ModelNotFoundError:
     """That this is not there, what is there under the same tag, and how to ask for it."""
     where = f"in namespace '{place.namespace}' ({process.core_store(place).path})"
-    rows = _rows(place, key.tag)
+    under_it = [row for row in process.core_store(place).list() if row["tag"] == key.tag]
+    rows = _attachable(under_it)
     if not rows:
-        left = [row for row in process.core_store(place).list() if row["tag"] == key.tag]
         why = {"stale": "what is left of it is stale", "ready": "what is left of it has lost its name"}
-        found = next((f": {why[row['state']]}" for row in left if row["state"] in why), "")
+        found = next((f": {why[row['state']]}" for row in under_it if row["state"] in why), "")
         return ModelNotFoundError(f"no model {key} {where}{found}: `onecopy ls` shows what is there")
     there = ", ".join(_row_in_words(row) for row in rows)
     asked = "" if key.version else " without a version"
@@ -128,10 +129,9 @@ def _row_in_words(row: dict[str, Any]) -> str:
     return version + (f" of {row['compatibility']} (here: {_key.compatibility()})" if foreign else "")
 
 
-def _rows(place: Place, tag: str) -> list[dict[str, Any]]:
-    """What can be attached to under a tag, or will be."""
-    rows: list[dict[str, Any]] = process.core_store(place).list()
-    there = [row for row in rows if row["tag"] == tag and not row["unnamed"] and row["state"] in ("ready", "loading")]
+def _attachable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What can be attached to of these, or will be."""
+    there = [row for row in rows if not row["unnamed"] and row["state"] in ("ready", "loading")]
     return sorted(there, key=lambda row: str(row["version"]))
 
 

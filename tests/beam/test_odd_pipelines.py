@@ -9,8 +9,7 @@ import re
 
 import pytest
 import surroundings
-from cgroups import wait_until
-from processes import Other
+from processes import Other, wait_until
 from test_odd_kernels import EXPECTED
 
 WHY_NOT = surroundings.impossible()

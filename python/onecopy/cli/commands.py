@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
-import os
 import shlex
 import struct
 import sys
@@ -193,11 +192,9 @@ def _unused(store: Store, path: str) -> bool:
     """
     if any(model.state in ("ready", "loading") for model in store.list()):
         return False
-    # struct flock: type, whence, start, length 0 (to the end, whatever that is), pid.
-    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
         with Path(path).open("rb") as file:
-            (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+            (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, machine.write_lock(0)))
     except OSError:
         return False
     return bool(kind == fcntl.F_UNLCK)

@@ -152,11 +152,14 @@ def _try_a_file(directory: str) -> None:
     number = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.pwrite(number, bytes(mmap.PAGESIZE), 0)
-        # `struct flock` of 64-bit Linux: a write lock on the first byte.
-        lock = struct.pack("hhxxxxqqixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-        fcntl.fcntl(number, fcntl.F_OFD_SETLK, lock)
+        fcntl.fcntl(number, fcntl.F_OFD_SETLK, write_lock(1))
     finally:
         os.close(number)
+
+
+def write_lock(length: int) -> bytes:
+    """`struct flock` of 64-bit Linux, fcntl_locking(2), for so many bytes from the first one; 0: to the end, whatever that is."""
+    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, length, 0)
 
 
 def filesystem(directory: str) -> str:

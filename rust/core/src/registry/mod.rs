@@ -339,38 +339,28 @@ impl Registry {
             return Ok(member.me);
         }
         inner.member = None;
-        during("enter", || self.join_anew(inner, file, id, head, oracle, after))
-    }
-
-    fn join_anew(
-        &self,
-        inner: &mut Inner,
-        file: BorrowedFd<'_>,
-        id: FileId,
-        head: &mut Head,
-        oracle: &mut LifeLocks<'_>,
-        after: &mut Aftermath,
-    ) -> Result<ProcessId> {
-        if self.is_closed() {
-            return Err(Error::Refused(format!("{}: this process is about to exit", self.place)));
-        }
-        let mut holdings = (self.holdings)();
-        if let Some(before) = inner.before.take() {
-            // Best effort: where it cannot be read, what we hold keeps the name that it had once.
-            let _ = self.recall(&before, &mut holdings);
-        }
-        let mut table = FileTable::new(file, &self.place, head.heads);
-        let home = Home { directory: &self.directory, name: &self.name, id, uuid: head.uuid };
-        let (member, leases) = Member::join(&home, &holdings, &mut table, oracle)?;
-        self.commit(file, head, &mut table, after)?;
-        let me = member.me;
-        inner.member = Some(member);
-        leases.into_iter().for_each(|(uuid, lease)| (self.restored)(uuid, lease));
-        // In a commit of its own: it may need more room than there is, and to enter needs next to none.
-        match self.sweep(file, head, oracle, after) {
-            Ok(()) | Err(Error::NoRoom { .. }) => Ok(me),
-            Err(error) => Err(error),
-        }
+        during("enter", || {
+            if self.is_closed() {
+                return Err(Error::Refused(format!("{}: this process is about to exit", self.place)));
+            }
+            let mut holdings = (self.holdings)();
+            if let Some(before) = inner.before.take() {
+                // Best effort: where it cannot be read, what we hold keeps the name that it had once.
+                let _ = self.recall(&before, &mut holdings);
+            }
+            let mut table = FileTable::new(file, &self.place, head.heads);
+            let home = Home { directory: &self.directory, name: &self.name, id, uuid: head.uuid };
+            let (member, leases) = Member::join(&home, &holdings, &mut table, oracle)?;
+            self.commit(file, head, &mut table, after)?;
+            let me = member.me;
+            inner.member = Some(member);
+            leases.into_iter().for_each(|(uuid, lease)| (self.restored)(uuid, lease));
+            // In a commit of its own: it may need more room than there is, and to enter needs next to none.
+            match self.sweep(file, head, oracle, after) {
+                Ok(()) | Err(Error::NoRoom { .. }) => Ok(me),
+                Err(error) => Err(error),
+            }
+        })
     }
 
     fn sweep(

@@ -110,12 +110,12 @@ impl Store {
                 Ok(publishing) => return Ok(publishing),
                 // Whatever one backend fails of, the other may do. A lack of room is what can be told with figures and a
                 // remedy; else the first one's words are the ones to tell.
-                Err(error) => match (&failed, &error) {
-                    (None, _) => failed = Some(error),
-                    (Some(Error::NoRoom { .. }), _) => {}
-                    (Some(_), Error::NoRoom { .. }) => failed = Some(error),
-                    (Some(_), _) => {}
-                },
+                Err(error) => {
+                    let no_room = |error: &Error| matches!(error, Error::NoRoom { .. });
+                    if failed.as_ref().is_none_or(|first| no_room(&error) && !no_room(first)) {
+                        failed = Some(error);
+                    }
+                }
             }
         }
         Err(failed.unwrap_or_else(|| Error::os("announce", "segment", Errno::INVAL)))
