@@ -34,6 +34,10 @@ while True:
 """
 
 
+#: Seconds after which a process that should end is ended.
+PATIENCE = 60.0
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     """Without a limit of its own: the suite's ends a hang."""
     while not condition():
@@ -97,11 +101,14 @@ class Other:
         """Lets it exit by itself; what it wrote to standard error."""
         if not self._sending.closed:
             self._sending.close()
-            assert self.process.stderr is not None
-            self._said = self.process.stderr.read().decode()
-            self.process.stderr.close()
-            self.process.wait()
-            self._receiving.close()
+            try:
+                said = self.process.communicate(timeout=PATIENCE)[1]
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+            finally:
+                self._receiving.close()
+            self._said = said.decode()
         return self._said
 
     def __enter__(self) -> Self:
@@ -153,7 +160,7 @@ class Forked:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-        self._wait()
+        wait_until(self.gone)
 
     def gone(self) -> bool:
         """Dead with all its threads, the last of which closes its descriptors; its parent may not have looked yet."""
@@ -169,16 +176,17 @@ class Forked:
         new, self._heard = text[self._heard :], len(text)
         return new
 
-    def _wait(self) -> None:
-        while not self.gone():
-            time.sleep(0.01)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
         self._connection.close()
-        self._wait()
+        # A test that failed may have left it in the middle of something that never ends.
+        ends = time.monotonic() + PATIENCE
+        wait_until(lambda: self.gone() or time.monotonic() > ends)
+        if not self.gone():
+            self.kill()
+            raise AssertionError(f"process {self.pid} did not end by itself in {PATIENCE} s")
         said = self.said()
         assert not said, said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib.util
@@ -120,9 +121,11 @@ def publish(
     pin: bool = False,
     replace: bool = False,
     backend: str = "auto",
+    huge: str = "auto",
     mib: int = 4,
 ) -> tuple[float, int]:
-    lease = onecopy.Store(namespace, backend=backend).publish(tag, Model(value, mib), pin=pin, replace=replace)
+    store = onecopy.Store(namespace, backend=backend, huge=huge)
+    lease = store.publish(tag, Model(value, mib), pin=pin, replace=replace)
     KEPT[tag] = lease
     return lease.object.total(), lease.info.generation
 
@@ -226,9 +229,18 @@ def fork_and_leave(tag: str) -> int:
     return child
 
 
+def huge_bytes(tag: str) -> int:
+    return int(KEPT[tag].info.huge_bytes)
+
+
+def no_huge_pages() -> None:
+    """Of this process, from here on: prctl(2), PR_SET_THP_DISABLE."""
+    assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0
+
+
 def memory() -> dict[str, int]:
-    """Pss and Anonymous of this process's mapping of segments, in bytes."""
-    found = {"Pss": 0, "Anonymous": 0}
+    """Pss, Anonymous and ShmemPmdMapped (huge pages) of this process's mapping of segments, in bytes."""
+    found = {"Pss": 0, "Anonymous": 0, "ShmemPmdMapped": 0}
     inside = False
     with Path("/proc/self/smaps").open() as lines:
         for line in lines:

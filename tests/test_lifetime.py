@@ -405,11 +405,8 @@ slow = SlowToDie()
     "publishing in a daemon": """
 from onecopy import _publish
 filled = threading.Event()
-class Stays:
-    def put_together(*args): filled.set(); time.sleep(600)
-    take_apart = staticmethod(_publish.skeleton.take_apart)
-    Unshareable = _publish.skeleton.Unshareable
-_publish.skeleton = Stays
+def stays(attached): filled.set(); time.sleep(600)
+_publish.rebuild = stays
 threading.Thread(target=holder_of().acquire, daemon=True).start()
 filled.wait()
 slow = SlowToDie()
@@ -501,11 +498,8 @@ TERMINATED = {
     "loading": "onecopy.Holder(lambda: (tell(), time.sleep(600)), TAG, store=store).acquire()",
     "publishing": """
 from onecopy import _publish
-class Stays:
-    def put_together(*args): tell(); time.sleep(600)
-    take_apart = staticmethod(_publish.skeleton.take_apart)
-    Unshareable = _publish.skeleton.Unshareable
-_publish.skeleton = Stays
+def stays(attached): tell(); time.sleep(600)
+_publish.rebuild = stays
 holder_of().acquire()
 """,
     "waiting": """

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import surroundings
 from processes import wait_until
+from tasks import loads
 
 WHY_NOT = surroundings.impossible()
 MIB = 64
@@ -92,7 +93,7 @@ def test_two_are_killed_while_they_fill_and_the_third_is_told(namespace, group, 
     )
     assert found, said
     assert int(found[1]) > MIB << 20
-    assert len(Path(log).read_text().split()) == 2, "nobody loaded a third time"
+    assert loads(log) == 2, "nobody loaded a third time"
     assert neighbour("call", "told", "digest") == (5 * MIB << 20, "0")
     assert third("call", "told", "left", namespace) == []
 
@@ -123,7 +124,7 @@ def test_who_waits_takes_over_and_is_killed_and_the_next_waiter_is_told(namespac
             said.append(process.result())
         except EOFError:
             wait_until(process.gone)
-    assert len(Path(log).read_text().split()) == 2, "nobody loaded a third time"
+    assert loads(log) == 2, "nobody loaded a third time"
     # While a loader's memory is on its way back, the kernel may find no other to kill than one who only waits.
     assert group.kills() == len(waiters) - len(said)
     late = born()
@@ -183,7 +184,7 @@ def test_kills_that_version_2_counts(namespace, born, log, looks_like_v2, counte
         process("call", "surroundings", "look_as_in_v2", str(looks_like_v2.parent), "/job")
     for kills, process in enumerate(loaders[:2], start=1):
         process.start("acquire_gated", namespace, "model", log, "/nowhere")
-        wait_until(lambda: len(Path(log).read_text().split()) == kills)  # noqa: B023 (called here)
+        wait_until(lambda: loads(log) == kills)  # noqa: B023 (called here)
         events = looks_like_v2 / "memory.events"
         events.write_text(re.sub("oom_kill .*", f"oom_kill {kills if counted else 0}", events.read_text()))
         process.kill()
@@ -202,7 +203,7 @@ def test_a_loader_that_is_killed_by_hand_is_no_lack_of_memory(namespace, group, 
         group.add(process.pid)
     for kills, process in enumerate(loaders[:2], start=1):
         process.start("acquire_gated", namespace, "model", log, "/nowhere")
-        wait_until(lambda: len(Path(log).read_text().split()) == kills)  # noqa: B023 (called here)
+        wait_until(lambda: loads(log) == kills)  # noqa: B023 (called here)
         process.kill()
     assert loaders[2]("call", "told", "acquire", namespace, log, 4).role == "publisher"
     assert group.kills() == 0

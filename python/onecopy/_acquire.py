@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecopy import _core, _key, _publish, skeleton
+from onecopy._rebuild import rebuild
 from onecopy.errors import (
     CorruptError,
     ModelTimeoutError,
@@ -23,7 +24,7 @@ from onecopy.errors import (
     UntrustedError,
 )
 from onecopy.info import ModelInfo
-from onecopy.process import QUIETLY, Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store, note
+from onecopy.process import QUIETLY, Acquired, Constructor, ModelKey, OnUnshareable, Place, core_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,7 +185,7 @@ class Acquisition:
             return self.run()
         obj = None
         (rebuilt, state), attached, generation, _ = published
-        info = self._info("publisher", attached.backend, generation, attached.shared_bytes, len(attached.skeleton))
+        info = self._info("publisher", attached, generation=generation, private_bytes=len(attached.skeleton))
         logger.info(
             "published %s: %.1f MB shared in %.2f s (load %.2f s), generation %d, %s, process %d",
             self.key,
@@ -233,14 +234,12 @@ class Acquisition:
     def _attach(self, attached: Any) -> tuple[Acquired, Any]:
         if attached.constructor != self.constructor_id:
             warn_of_another(self.place, self.key, attached.constructor, self.constructor_id)
-        note(attached.mapping)
-        attached.mapping.prefault()
         try:
-            obj, state = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
+            obj, state = rebuild(attached)
         except Exception as error:  # Whatever the classes of the model raise here.
             return self._privately(f"it cannot be rebuilt in this process: {type(error).__name__}: {error}"), None
         info = self._info(
-            "attacher", attached.backend, attached.generation, attached.shared_bytes, len(attached.skeleton)
+            "attacher", attached, generation=attached.generation, private_bytes=len(attached.skeleton)
         )
         self.made_by = attached.constructor
         logger.info(
@@ -274,12 +273,11 @@ class Acquisition:
     def _private(self, obj: object, state: object, reason: str, *, quiet: bool) -> Acquired:
         if not quiet and self.on_unshareable == "warn":
             _warn_once(self.place, self.key, "private", "%s is not shared: %s. %s", self.key, reason, self.key.instead)
-        return Acquired(
-            obj, state, self._info("private", "private", 0, 0, max(0, self.private_bytes), reason), None, quiet=quiet
-        )
+        info = self._info("private", private_bytes=max(0, self.private_bytes), reason=reason)
+        return Acquired(obj, state, info, None, quiet=quiet)
 
     def _info(
-        self, role: Any, backend: Any, generation: int, shared_bytes: int, private_bytes: int, reason: str = ""
+        self, role: Any, attached: Any = None, *, generation: int = 0, private_bytes: int, reason: str = ""
     ) -> ModelInfo:
         return ModelInfo(
             tag=self.key.tag,
@@ -287,8 +285,9 @@ class Acquisition:
             namespace=self.place.namespace,
             generation=generation,
             role=role,
-            backend=backend,
-            shared_bytes=shared_bytes,
+            backend=attached.backend if attached else "private",
+            shared_bytes=attached.shared_bytes if attached else 0,
+            huge_bytes=attached.huge_bytes if attached else 0,
             private_bytes=private_bytes,
             seconds=time.monotonic() - self.began,
             wait_seconds=self.wait_seconds,

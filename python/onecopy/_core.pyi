@@ -63,6 +63,7 @@ class Store:
         data_bytes: int,
         excess: int,
         backend: str,
+        huge: str,
         pin: bool,
         replace: bool,
         loading: Loading | None = None,
@@ -70,7 +71,8 @@ class Store:
         """Looks for room and takes it.
 
         `buffers`: (offset in the data area, bytes), in order. `excess`: the most that is written and not yet freed at
-        any moment of the fill, in bytes. `backend`: "auto", "memfd" or "posix".
+        any moment of the fill, in bytes. `backend`: "auto", "memfd" or "posix". `huge`:
+        "auto", "always" or "never".
         """
     def end_loading(self, loading: Loading, how: str, reason: str) -> None:
         """The loader ends without a model; `how`: "failed", "unshareable" or "gave up"."""
@@ -100,7 +102,7 @@ class Mapping:
     def hold(self, linger: float | None) -> Hold:
         """Something that keeps the mapping until it is dropped, and `linger` seconds longer (None: until the process exits)."""
     def prefault(self) -> None:
-        """Maps the pages ahead of use, in a thread of its own."""
+        """Maps the pages ahead of use, in the housekeeping thread."""
     if sys.version_info >= (3, 12):  # before, the buffer protocol is not visible from Python
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -118,6 +120,7 @@ class Attached:
     mapping: Mapping
     skeleton: bytes
     data_offset: int
+    huge_bytes: int
     generation: int
     shared_bytes: int
     backend: str
@@ -189,6 +192,9 @@ def forget_parent() -> None:
 
 def leave() -> None:
     """Clean exit: this process's leases and its places in the tables go."""
+
+def no_huge_pages() -> str | None:
+    """Why this kernel makes no huge pages; None where it does."""
 
 def trim() -> None:
     """Gives freed heap memory back to the system (malloc_trim(3))."""

@@ -76,3 +76,7 @@ def _code_bytes(code: CodeType) -> bytes:
         else:
             parts.append(repr(constant).encode())
     return b"\0".join(parts)
+
+
+# Here rather than in the first call, where somebody waits for the model: to find the packages takes milliseconds.
+compatibility()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from onecopy import _core, _key, skeleton
+from onecopy._rebuild import rebuild
 from onecopy.process import note
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def publish(
         data_bytes=parts.data_bytes,
         excess=_excess(parts),
         backend=place.backend,
+        huge=place.huge,
         pin=pin,
         replace=replace,
         loading=loading,
@@ -55,9 +57,8 @@ def publish(
         kept_bytes = _fill(publishing, parts)
         publishing.seal()
         attached = publishing.inspect()
-        note(attached.mapping)
         try:
-            rebuilt = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
+            rebuilt = rebuild(attached)
         except Exception as error:
             reason = f"it cannot be rebuilt from its parts: {type(error).__name__}: {error}"
             raise skeleton.Unshareable(reason) from error

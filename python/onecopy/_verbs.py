@@ -9,6 +9,7 @@ from typing import Any
 
 from onecopy import _core, _key, _publish, process, skeleton
 from onecopy._acquire import DYING, OUT_OF_REACH, SLICE, in_words
+from onecopy._rebuild import rebuild
 from onecopy.errors import ModelNotFoundError, ModelTimeoutError, UnshareableError
 from onecopy.info import ModelInfo
 from onecopy.process import Acquired, ModelKey, Place
@@ -72,7 +73,7 @@ def attach(place: Place, key: ModelKey, timeout: float | None) -> Acquired:
             return acquired
         attached = _attach(place, key, deadline)
         try:
-            obj, _ = skeleton.put_together(attached.skeleton, attached.mapping, attached.data_offset)
+            obj, _ = rebuild(attached)
         except Exception as error:
             message = f"{key} cannot be rebuilt in this process: {type(error).__name__}: {error}"
             raise UnshareableError(message) from error
@@ -145,7 +146,6 @@ def _attach(place: Place, key: ModelKey, deadline: float | None) -> Any:
         except ModelNotFoundError:
             raise nothing(place, key) from None
         if isinstance(step, _core.Attached):
-            process.note(step.mapping)
             return step
         if isinstance(step, _core.Private):
             message = f"{key} is not shared: {step.reason.removeprefix(process.QUIETLY) or 'too small to be worth it'}"
@@ -189,6 +189,7 @@ def _info(
         role=role,
         backend=attached.backend,
         shared_bytes=attached.shared_bytes,
+        huge_bytes=attached.huge_bytes,
         private_bytes=private_bytes,
         seconds=time.monotonic() - began,
         wait_seconds=0.0,

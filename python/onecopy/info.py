@@ -19,6 +19,8 @@ class ModelInfo:
     backend: Literal["memfd", "posix", "private"]
     #: Bytes in the shared mapping, one copy for the machine.
     shared_bytes: int
+    #: Bytes of the mapping in huge pages when the model was published (`Store(huge=...)`); 0 where the kernel gave none.
+    huge_bytes: int
     #: Bytes that this process has for itself: the skeleton, and for a publisher what could not be re-pointed.
     #: Where the role is "private": by how much this process's anonymous memory grew while the model was loaded.
     private_bytes: int

@@ -50,6 +50,7 @@ class Place(NamedTuple):
     namespace: str = "default"
     directory: str | None = None
     backend: str = "auto"
+    huge: str = "auto"
 
     def resolved(self) -> str:
         """The same text for every spelling of a directory."""

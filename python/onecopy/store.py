@@ -13,6 +13,7 @@ from onecopy.info import HolderProcess, ModelInfo, StoredModel
 from onecopy.process import Acquired, Constructor, ModelKey, Place
 
 BACKENDS = ("auto", "memfd", "posix")
+HUGE = ("auto", "always", "never")
 #: What the core takes (`namespace_fits`), to be told before anything is loaded.
 NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LIKE_A_SEGMENT = re.compile(r"-[0-9a-f]{32}\Z")
@@ -67,14 +68,22 @@ class Store:
         directory: Where the registry lives, a tmpfs; `ONECOPY_DIR` or /dev/shm if None.
         backend: "memfd" (anonymous, sealed), "posix" (named: survives without holders, reaches other PID namespaces
             that share the directory), or "auto".
+        huge: Which of a model's pages are huge (2 MiB), in the sense of tmpfs(5): "auto", all that lie wholly within it;
+            "always", the last one too, up to 2 MiB more; "never". Where the kernel has none, they stay small.
     """
 
     def __init__(
-        self, namespace: str = "default", *, directory: str | os.PathLike[str] | None = None, backend: str = "auto"
+        self,
+        namespace: str = "default",
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        backend: str = "auto",
+        huge: str = "auto",
     ) -> None:
-        if backend not in BACKENDS:
-            message = f"backend {backend!r}: one of {', '.join(BACKENDS)}"
-            raise BadNameError(message)
+        for name, word, words in ("backend", backend, BACKENDS), ("huge", huge, HUGE):
+            if word not in words:
+                message = f"{name} {word!r}: one of {', '.join(words)}"
+                raise BadNameError(message)
         process.check_text("namespace", namespace)
         if not NAMESPACE.fullmatch(namespace) or LIKE_A_SEGMENT.search(namespace):
             message = (
@@ -83,7 +92,7 @@ class Store:
             )
             raise BadNameError(message)
         process.check_path("directory", directory)
-        self.place = Place(namespace, os.fsdecode(directory) if directory is not None else None, backend)
+        self.place = Place(namespace, os.fsdecode(directory) if directory is not None else None, backend, huge)
 
     def acquire(
         self, tag: str, constructor: Constructor, *, version: str | None = None, timeout: float | None = None
@@ -167,7 +176,8 @@ class Store:
         return nothing(self.place, ModelKey(tag, version or None))
 
     def __repr__(self) -> str:
-        return f"Store({self.place.namespace!r}, directory={self.place.directory!r}, backend={self.place.backend!r})"
+        namespace, *options = self.place._asdict().items()
+        return f"Store({namespace[1]!r}, {', '.join(f'{name}={value!r}' for name, value in options)})"
 
 
 def _stored(row: dict[str, Any]) -> StoredModel:

@@ -18,7 +18,7 @@ NONE = 2**32 - 1
 F_OFD_SETLKW = 38
 U64 = 2**64 - 1
 
-HEADER = struct.Struct("=8sII16sQQQQQQQII")
+HEADER = struct.Struct("=8sII16sQQQQQQQQII")
 HEADER_FIELDS = [
     "magic",
     "version",
@@ -31,6 +31,7 @@ HEADER_FIELDS = [
     "skeleton_bytes",
     "data_offset",
     "data_bytes",
+    "huge_bytes",
     "manifest_crc",
     "skeleton_crc",
 ]

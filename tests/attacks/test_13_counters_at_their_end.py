@@ -31,6 +31,7 @@ def test_all_of_them(scene, left):
         assert two("acquire", "attacked", "fresh", str(scene.log), mib=1)[1] == "attacher"
         one("release", "fresh")
         two("release", "fresh")
+        wait_until(lambda: all(row.tag != "fresh" for row in scene.store().list()))
     assert len(seen) >= 2
     # Two reads without the lock: a release may be under way between them.
     wait_until(lambda: len(set(registry.counters())) == 1)

@@ -47,7 +47,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             leaves them alone.
         process_setup_fn: called once in each process before the model is there, for what `load_model` of `base`
             does to the process rather than to the model (op libraries, `sys.path`): an attacher does not call it.
-        namespace, backend: as in `onecopy.Store`.
+        namespace, backend, huge: as in `onecopy.Store`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         process_setup_fn: Callable[[], object] | None = None,
         namespace: str = "default",
         backend: str = "auto",
+        huge: str = "auto",
     ) -> None:
         # Not `super().__init__()`: what it would set on us (`_env_vars`, batching) is the inner handler's to answer.
         if not isinstance(base, ModelHandler):
@@ -87,7 +88,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         self._linger = linger
         self._torch_num_threads = torch_num_threads
         self._process_setup_fn = process_setup_fn
-        self._place = Store(namespace, backend=backend).place
+        self._place = Store(namespace, backend=backend, huge=huge).place
         self._why_transparent = families.why_transparent(base)
         self._updated_path = ""
         self._metrics_namespace = ""

@@ -148,7 +148,7 @@ def _to_the_caller(error: Exception, wish: Wish) -> Exception:
 def warn_of_namesakes(wish: Wish) -> None:
     """Say so where another class of handler has models under the same identifier: it has a segment of its own."""
     try:
-        store = Store(wish.place.namespace, directory=wish.place.directory, backend=wish.place.backend)
+        store = Store(**wish.place._asdict())
         versions = [row.version or "" for row in store.list() if row.tag == wish.tag]
     except (ImportError, OneCopyError):  # no store to have them in
         return
@@ -172,6 +172,7 @@ def _private(wish: Wish, began: float, waited: float, why: Exception) -> ModelIn
         role="private",
         backend="private",
         shared_bytes=0,
+        huge_bytes=0,
         private_bytes=0,
         seconds=seconds,
         wait_seconds=waited,

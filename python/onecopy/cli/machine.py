@@ -60,7 +60,7 @@ def examine(place: Place) -> list[Finding]:
         _file_size(),
         _addresses(),
         _descriptors(),
-        _huge_pages(),
+        *([_huge_pages()] if native.good else []),
     ]
 
 
@@ -197,6 +197,15 @@ def _memfd() -> Finding:
     return Finding(good=True, what="memfd_create works")
 
 
+def _huge_pages() -> Finding:
+    from onecopy import _core
+
+    why_not = _core.no_huge_pages()
+    if why_not is None:
+        return Finding(good=True, what="models are made of huge pages, 2 MiB each")
+    return Finding(good=True, what=f"models are made of small pages, as the kernel gives no huge ones: {why_not}")
+
+
 def _proc() -> Finding:
     if not Path("/proc/self/fd").is_dir():
         return Finding(
@@ -286,19 +295,6 @@ def _descriptors() -> Finding:
     if limit >= FEW:
         return Finding(good=True, what=what)
     return Finding(good=False, what=what, remedy=f"ulimit -n {FEW}")
-
-
-def _huge_pages() -> Finding:
-    modes = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-    chosen = modes.partition("[")[2].partition("]")[0]
-    if chosen in ("", "deny"):
-        return Finding(good=True, what="no huge pages for shared memory: attached models use 4 KiB pages")
-    by_itself = "gives none by itself" if chosen in ("never", "advise") else "gives them by itself"
-    return Finding(
-        good=True,
-        what=f"huge pages for shared memory: the kernel {by_itself} (shmem_enabled={chosen}); onecopy asks for them once "
-        "a model is published",
-    )
 
 
 def _read(path: str) -> str:

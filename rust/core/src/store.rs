@@ -29,10 +29,11 @@ use crate::segment::reader;
 use crate::sys::directory::Directory;
 use crate::sys::failpoint::{reached, verb};
 use crate::sys::fork;
+use crate::sys::huge;
 use crate::sys::mapping::Mapping;
 use crate::sys::object::{self, ObjectId, SegmentFd};
 use crate::sys::room::{self, Room};
-use crate::words::{Backend, Key, SegmentFacts};
+use crate::words::{Backend, Huge, Key, SegmentFacts};
 use crate::{Error, Result};
 
 /// Where segments and registry live, if neither the caller nor `ONECOPY_DIR` says otherwise.
@@ -308,13 +309,13 @@ impl Store {
         reached("closed");
     }
 
-    fn collapse_step(&self, uuid: [u8; 16], from: usize) -> Option<usize> {
+    fn collapse_step(&self, uuid: [u8; 16], huge: Huge, from: usize) -> Option<usize> {
         let (fd, bytes) = {
             let holdings = self.holdings.lock();
             let held = holdings.get(&uuid)?;
             (held.fd.clone(), held.fd.id.bytes)
         };
-        crate::sys::mapping::collapse_step(&fd, bytes as usize, from)
+        huge::collapse_step(&fd, bytes as usize, huge, from)
     }
 
     fn segment_name(&self, uuid: &[u8; 16]) -> String {

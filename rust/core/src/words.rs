@@ -45,6 +45,15 @@ pub enum Backend {
     Posix,
 }
 
+/// Which pages a segment is made of, in the sense of tmpfs(5)'s `huge=`: none of them huge, those that lie wholly within
+/// the object (`within_size`), or the last one too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Huge {
+    Never,
+    Auto,
+    Always,
+}
+
 /// What a segment is: enough to open it, and to know that it is the right one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SegmentFacts {

@@ -27,7 +27,7 @@ use onecopy_core::registry::Registry;
 use onecopy_core::registry::request::Ticket;
 use onecopy_core::store::{self, Announced, Ask, Attached, Outcome, Step, Store};
 use onecopy_core::sys::directory::Directory;
-use onecopy_core::words::{Backend, Constructor, Key};
+use onecopy_core::words::{Backend, Constructor, Huge, Key};
 use registry_support::{NAMESPACE, Room};
 
 /// Far longer than anything here takes: for hangs.
@@ -434,6 +434,7 @@ fn publish(store: &Arc<Store>, backend: Backend, ticket: Option<Ticket>) -> Resu
         data_bytes: 2 * BYTES as u64,
         excess: 2 * BYTES as u64,
         backend: Some(backend),
+        huge: Huge::Auto,
         pin: false,
         replace: ticket.is_none(),
         ticket,

@@ -17,7 +17,7 @@ use onecopy_core::segment::reader;
 use onecopy_core::segment::writer::Outline;
 use onecopy_core::sys::directory::Directory;
 use onecopy_core::sys::object::read_exact;
-use onecopy_core::words::Backend;
+use onecopy_core::words::{Backend, Huge};
 use zerocopy::FromBytes;
 
 fn inputs(target: &str) -> Vec<PathBuf> {
@@ -99,7 +99,7 @@ fn real_segments_pass() {
             .collect();
         let skeleton = vec![b'.'; number * 700];
         let outline = Outline::new(skeleton.len() as u64, &buffers, end).unwrap();
-        let mut filling = outline.reserve(Backend::Memfd, &directory, "onecopy-test", &skeleton).unwrap();
+        let mut filling = outline.reserve(Backend::Memfd, Huge::Auto, &directory, "onecopy-test", &skeleton).unwrap();
         for (kind, (_, bytes)) in (1..).zip(&buffers) {
             filling.fill(&vec![kind; usize::try_from(*bytes).unwrap()]).unwrap();
         }
@@ -107,7 +107,7 @@ fn real_segments_pass() {
         reader::verify(&sealed.fd, &sealed.facts, "memfd").unwrap();
 
         let part = |offset: u64, bytes: u64| read_exact(&sealed.fd, offset, usize::try_from(bytes).unwrap()).unwrap();
-        let header = Header::read_from_bytes(&part(0, 96)).unwrap();
+        let header = Header::read_from_bytes(&part(0, size_of::<Header>() as u64)).unwrap();
         let manifest = part(header.manifest_offset, header.manifest_bytes());
         let rows: Vec<BufferRow> =
             manifest.chunks_exact(24).map(|row| BufferRow::read_from_bytes(row).unwrap()).collect();

@@ -19,7 +19,7 @@ use onecopy_core::registry::request::{Holder, Ticket};
 use onecopy_core::registry::{Census, Registry};
 use onecopy_core::store::{self, Announced, Ask, Attached, Outcome, Step, Store};
 use onecopy_core::sys::directory::Directory;
-use onecopy_core::words::{Backend, Constructor, Key};
+use onecopy_core::words::{Backend, Constructor, Huge, Key};
 use registry_support::{NAMESPACE, Room};
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md");
@@ -546,6 +546,7 @@ fn publish(store: &Arc<Store>, tag: &str, backend: Backend, ticket: Option<Ticke
         data_bytes: (BUFFERS * BYTES) as u64,
         excess: (BUFFERS * BYTES) as u64,
         backend: Some(backend),
+        huge: Huge::Auto,
         pin: false,
         replace,
         ticket,

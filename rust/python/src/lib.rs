@@ -53,6 +53,12 @@ mod _core {
         super::gil::released(py, || onecopy_core::store::current().leave());
     }
 
+    /// Why this kernel makes no huge pages; None where it does.
+    #[pyfunction]
+    fn no_huge_pages(py: Python<'_>) -> Option<String> {
+        super::gil::released(py, onecopy_core::sys::huge::available).err().map(|errno| errno.to_string())
+    }
+
     /// Gives freed heap memory back to the system (malloc_trim(3)).
     #[pyfunction]
     fn trim(py: Python<'_>) {

@@ -41,10 +41,9 @@ impl Mapping {
         Hold { view: self.view.clone(), linger, ended: AtomicBool::new(false) }
     }
 
-    /// Maps the pages ahead of use, in a thread of its own.
+    /// Maps the pages ahead of use, in the housekeeping thread.
     fn prefault(&self) {
-        // Without a thread the pages are mapped when they are touched.
-        let _ = std::thread::Builder::new().name("onecopy-prefault".into()).spawn(self.view.prefault());
+        self.view.prefault();
     }
 
     #[allow(unsafe_code)]

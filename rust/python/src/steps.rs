@@ -22,6 +22,8 @@ pub struct Attached {
     pub skeleton: Py<PyBytes>,
     /// Start of the data area in the mapping, in bytes.
     pub data_offset: u64,
+    /// In huge pages when it was published.
+    pub huge_bytes: u64,
     pub generation: u64,
     pub shared_bytes: u64,
     /// "memfd" or "posix".
@@ -42,6 +44,7 @@ impl Attached {
             .map_err(|_| no_memory(py, attached.skeleton.len()))?
             .unbind(),
             data_offset: attached.data_offset,
+            huge_bytes: attached.huge_bytes,
             generation: attached.content.generation,
             shared_bytes: attached.content.shared_bytes,
             backend: backend_name(attached.content.facts.backend),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use onecopy_core::registry::request::{Ended, Listed, State};
 use onecopy_core::store::{self, Announced, Ask, Step, Swept};
-use onecopy_core::words::{Backend, Constructor, Key};
+use onecopy_core::words::{Backend, Constructor, Huge, Key};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
@@ -81,8 +81,9 @@ impl Store {
     }
 
     /// Looks for room and takes it. `buffers`: (offset in the data area, bytes) in order; `excess`: the most that is
-    /// written and not yet freed at any moment of the fill, in bytes; `backend`: "auto", "memfd" or "posix".
-    #[pyo3(signature = (key, constructor, *, skeleton, buffers, data_bytes, excess, backend, pin, replace, loading=None))]
+    /// written and not yet freed at any moment of the fill, in bytes; `backend`: "auto", "memfd" or "posix";
+    /// `huge`: "auto", "always" or "never".
+    #[pyo3(signature = (key, constructor, *, skeleton, buffers, data_bytes, excess, backend, huge, pin, replace, loading=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python, where it is a record")]
     fn announce(
         &self,
@@ -94,11 +95,12 @@ impl Store {
         data_bytes: u64,
         excess: u64,
         backend: &str,
+        huge: &str,
         pin: bool,
         replace: bool,
         loading: Option<&Loading>,
     ) -> PyResult<Publishing> {
-        let backend = one_backend(backend)?;
+        let (backend, huge) = (one_backend(backend)?, one_huge(huge)?);
         let bytes = skeleton.as_bytes();
         let mut skeleton = Vec::new();
         skeleton.try_reserve_exact(bytes.len()).map_err(|_| steps::no_memory(py, bytes.len()))?;
@@ -109,6 +111,7 @@ impl Store {
             data_bytes,
             excess,
             backend,
+            huge,
             pin,
             replace,
             ticket: loading.map(|loading| loading.ticket),
@@ -182,6 +185,15 @@ fn one_backend(name: &str) -> PyResult<Option<Backend>> {
         "memfd" => Ok(Some(Backend::Memfd)),
         "posix" => Ok(Some(Backend::Posix)),
         other => Err(PyValueError::new_err(format!("backend {other:?}: \"auto\", \"memfd\" or \"posix\""))),
+    }
+}
+
+fn one_huge(name: &str) -> PyResult<Huge> {
+    match name {
+        "auto" => Ok(Huge::Auto),
+        "always" => Ok(Huge::Always),
+        "never" => Ok(Huge::Never),
+        other => Err(PyValueError::new_err(format!("huge {other:?}: \"auto\", \"always\" or \"never\""))),
     }
 }
 

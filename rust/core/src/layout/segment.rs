@@ -35,10 +35,12 @@ pub struct Header {
     pub skeleton_bytes: u64,
     pub data_offset: u64,
     pub data_bytes: u64,
+    /// Of the object, in huge pages already when it was sealed. Told, not relied on: the kernel may change it at any time.
+    pub huge_bytes: u64,
     pub manifest_crc: u32,
     pub skeleton_crc: u32,
 }
-const _: () = assert!(size_of::<Header>() == 96);
+const _: () = assert!(size_of::<Header>() == 104);
 
 /// One buffer: where it lies in the object, and its CRC-32, which `onecopy verify` checks.
 #[repr(C)]
@@ -195,6 +197,7 @@ mod tests {
             skeleton_bytes: skeleton.len() as u64,
             data_offset: plan.data_offset,
             data_bytes,
+            huge_bytes: 0,
             manifest_crc: crc32fast::hash(rows.as_bytes()),
             skeleton_crc: crc32fast::hash(skeleton),
         }
@@ -250,7 +253,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_found(bit in 0usize..96 * 8) {
+        fn a_flipped_bit_is_found(bit in 0usize..size_of::<Header>() * 8) {
             let good = header(b"abc", &two_rows(), 1024);
             let mut bytes = good.as_bytes().to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -7,14 +7,12 @@ use crate::sys::object;
 use crate::words::SegmentFacts;
 use crate::{Error, Result};
 
-/// Enough for the header, in one read.
-const HEAD: usize = 96;
-
 #[derive(Clone, Debug)]
 pub struct Contents {
     pub skeleton: Vec<u8>,
     /// Start of the data area, from the start of the object.
     pub data_offset: u64,
+    pub huge_bytes: u64,
 }
 
 /// Checks header, manifest and skeleton of an object that is already known to be the right one.
@@ -24,7 +22,7 @@ pub fn read(fd: &OwnedFd, facts: &SegmentFacts, place: &str) -> Result<Contents>
     header.parse_manifest(&manifest, place)?;
     let skeleton = read_exact(fd, header.skeleton_offset, header.skeleton_bytes as usize, place)?;
     header.check_skeleton(&skeleton, place)?;
-    Ok(Contents { skeleton, data_offset: header.data_offset })
+    Ok(Contents { skeleton, data_offset: header.data_offset, huge_bytes: header.huge_bytes })
 }
 
 /// What ends too early is damaged; every other failure is the kernel's to explain.
@@ -38,7 +36,7 @@ fn read_exact(fd: &OwnedFd, offset: u64, bytes: usize, place: &str) -> Result<Ve
 }
 
 fn read_header(fd: &OwnedFd, facts: &SegmentFacts, place: &str) -> Result<Header> {
-    let bytes = read_exact(fd, 0, HEAD, place)?;
+    let bytes = read_exact(fd, 0, size_of::<Header>(), place)?;
     Header::parse(&bytes, place, facts.bytes, &facts.uuid)
 }
 
@@ -76,13 +74,13 @@ mod tests {
     use super::*;
     use crate::segment::writer::Outline;
     use crate::sys::directory::Directory;
-    use crate::words::Backend;
+    use crate::words::{Backend, Huge};
     use std::path::Path;
 
     fn sealed() -> (OwnedFd, SegmentFacts) {
         let directory = Directory::open(Path::new("/dev/shm")).unwrap();
         let outline = Outline::new(5, &[(0, 100), (128, 3 << 20)], 128 + (3 << 20)).unwrap();
-        let mut filling = outline.reserve(Backend::Memfd, &directory, "onecopy-test", b"hello").unwrap();
+        let mut filling = outline.reserve(Backend::Memfd, Huge::Auto, &directory, "onecopy-test", b"hello").unwrap();
         filling.fill(&[1; 100]).unwrap();
         assert!(filling.fill(&[2; 7]).is_err());
         filling.fill(&vec![2; 3 << 20]).unwrap();
@@ -105,7 +103,7 @@ mod tests {
     fn a_segment_that_is_not_full_is_not_sealed() {
         let directory = Directory::open(Path::new("/dev/shm")).unwrap();
         let outline = Outline::new(0, &[(0, 64)], 64).unwrap();
-        let filling = outline.reserve(Backend::Memfd, &directory, "onecopy-test", b"").unwrap();
+        let filling = outline.reserve(Backend::Memfd, Huge::Auto, &directory, "onecopy-test", b"").unwrap();
         assert!(filling.seal().is_err());
     }
 

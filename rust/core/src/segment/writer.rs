@@ -1,19 +1,22 @@
 //! Filling a segment. Nobody else can see it before the registry says READY.
 
 use std::os::fd::OwnedFd;
+use std::thread;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use zerocopy::IntoBytes;
 
 use crate::layout::segment::{ALIGNMENT, BufferRow, Header, MAGIC, PAGE, Plan, VERSION};
 use crate::sys::directory::Directory;
-use crate::sys::mapping::{Mapping, STEP};
+use crate::sys::huge::Window;
 use crate::sys::object::{self, ObjectId};
-use crate::words::{Backend, SegmentFacts};
+use crate::words::{Backend, Huge, SegmentFacts};
 use crate::{Error, Result};
 
-/// Short enough that a piece is still in the cache when the kernel copies what was just checksummed.
-const PIECE: usize = 1 << 20;
+/// Short enough that a piece is still in the cache when what was just checksummed is copied.
+const PIECE: usize = 256 << 10;
+/// From here on a buffer's checksum is made in a thread beside the copy: it would take a third of the time again.
+const BESIDE: usize = 4 << 20;
 
 /// What will be written, before any memory is taken.
 #[derive(Clone, Debug)]
@@ -64,23 +67,26 @@ impl Outline {
     }
 
     /// Takes the object, and all its room where the backend is bounded by a file system.
-    pub fn reserve(self, backend: Backend, directory: &Directory, name: &str, skeleton: &[u8]) -> Result<Filling> {
+    pub fn reserve(
+        self,
+        backend: Backend,
+        huge: Huge,
+        directory: &Directory,
+        name: &str,
+        skeleton: &[u8],
+    ) -> Result<Filling> {
         let fd = match backend {
             Backend::Memfd => object::create_memfd(name, self.total_bytes())?,
             Backend::Posix => object::create_named(directory, name, self.total_bytes())?,
         };
         let id = object::identify(&fd)?;
-        let huge = huge_pages_by_advice().then(|| Mapping::shared_for_filling(&fd, self.total_bytes() as usize).ok());
-        let filling = Filling {
-            outline: self,
-            backend,
-            fd,
-            id,
-            window: huge.flatten(),
-            skeleton_crc: crc32fast::hash(skeleton),
-            next: 0,
-        };
-        filling.put(filling.outline.plan.skeleton_offset, skeleton)?;
+        // A named file could be cut short by its owner's other processes, and writing to a mapping of it would be SIGBUS.
+        let window =
+            if backend == Backend::Memfd { Window::open(&fd, self.total_bytes() as usize, huge) } else { None };
+        let mut filling =
+            Filling { outline: self, backend, fd, id, window, skeleton_crc: crc32fast::hash(skeleton), next: 0 };
+        let offset = filling.outline.plan.skeleton_offset;
+        filling.put(offset, skeleton)?;
         Ok(filling)
     }
 }
@@ -92,8 +98,8 @@ pub struct Filling {
     backend: Backend,
     fd: OwnedFd,
     id: ObjectId,
-    /// Where the system gives huge pages on advice, filling goes through this mapping.
-    window: Option<Mapping>,
+    /// Where the kernel gives huge pages, filling goes through this mapping.
+    window: Option<Window>,
     skeleton_crc: u32,
     next: usize,
 }
@@ -126,62 +132,76 @@ impl Filling {
                 row.map(|row| row.bytes)
             )));
         };
-        let mut crc = crc32fast::Hasher::new();
-        let mut offset = row.offset;
-        let piece = if self.window.is_some() { STEP } else { PIECE };
-        for part in source.chunks(piece) {
-            crc.update(part);
-            self.put(offset, part)?;
-            offset += part.len() as u64;
-        }
-        self.outline.rows[self.next].crc = crc.finalize();
+        let crc = if source.len() < BESIDE {
+            let mut crc = crc32fast::Hasher::new();
+            for (index, part) in source.chunks(PIECE).enumerate() {
+                crc.update(part);
+                self.put(row.offset + (index * PIECE) as u64, part)?;
+            }
+            crc.finalize()
+        } else {
+            thread::scope(|scope| {
+                let checksum = || crc32fast::hash(source);
+                let other = thread::Builder::new().name("onecopy-checksum".into()).spawn_scoped(scope, checksum);
+                self.put(row.offset, source)?;
+                Ok(other.ok().and_then(|thread| thread.join().ok()).unwrap_or_else(checksum))
+            })?
+        };
+        self.outline.rows[self.next].crc = crc;
         self.next += 1;
         Ok(row.offset)
     }
 
-    fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        match &self.window {
-            Some(window) => window.fill(offset as usize, bytes),
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        match &mut self.window {
+            Some(window) => window.write(&self.fd, offset, bytes),
             None => object::write_all(&self.fd, offset, bytes),
         }
     }
 
     /// Writes manifest and header, then forbids every further write.
     pub fn seal(mut self) -> Result<Sealed> {
-        let outline = &self.outline;
-        if self.next != outline.rows.len() {
-            return Err(Error::Unshareable(format!("{} of {} buffers were filled", self.next, outline.rows.len())));
+        if self.next != self.outline.rows.len() {
+            return Err(Error::Unshareable(format!(
+                "{} of {} buffers were filled",
+                self.next,
+                self.outline.rows.len()
+            )));
         }
-        let manifest = outline.rows.as_bytes();
+        let rows = std::mem::take(&mut self.outline.rows);
+        let manifest = rows.as_bytes();
+        let Outline { uuid, plan, data_bytes, skeleton_bytes, .. } = self.outline;
+        self.put(plan.manifest_offset, manifest)?;
+        let huge_bytes = self.window.as_ref().map_or(0, Window::huge_bytes) as u64;
         let header = Header {
             magic: MAGIC,
             version: VERSION,
             header_crc: 0,
-            uuid: outline.uuid,
-            total_bytes: outline.plan.total_bytes,
-            manifest_offset: outline.plan.manifest_offset,
-            buffer_count: outline.rows.len() as u64,
-            skeleton_offset: outline.plan.skeleton_offset,
-            skeleton_bytes: outline.skeleton_bytes,
-            data_offset: outline.plan.data_offset,
-            data_bytes: outline.data_bytes,
+            uuid,
+            total_bytes: plan.total_bytes,
+            manifest_offset: plan.manifest_offset,
+            buffer_count: rows.len() as u64,
+            skeleton_offset: plan.skeleton_offset,
+            skeleton_bytes,
+            data_offset: plan.data_offset,
+            data_bytes,
+            huge_bytes,
             manifest_crc: crc32fast::hash(manifest),
             skeleton_crc: self.skeleton_crc,
         }
         .sealed();
-        self.put(outline.plan.manifest_offset, manifest)?;
         self.put(0, header.as_bytes())?;
         // F_SEAL_WRITE is refused (EBUSY) while a writable shared mapping lives.
         self.window = None;
         object::seal(&self.fd, self.backend == Backend::Memfd)?;
         let facts = SegmentFacts {
-            uuid: self.outline.uuid,
+            uuid,
             backend: self.backend,
             bytes: self.id.bytes,
             device: self.id.device,
             inode: self.id.inode,
         };
-        Ok(Sealed { fd: self.fd, facts })
+        Ok(Sealed { fd: self.fd, facts, huge_bytes })
     }
 }
 
@@ -190,11 +210,5 @@ impl Filling {
 pub struct Sealed {
     pub fd: OwnedFd,
     pub facts: SegmentFacts,
-}
-
-/// `advise`: huge pages at once for a mapping that asks; in every other mode plain writes are as good or better, and
-/// `never` gets its huge pages by collapsing afterwards.
-fn huge_pages_by_advice() -> bool {
-    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-        .is_ok_and(|modes| modes.contains("[advise]"))
+    pub huge_bytes: u64,
 }

@@ -12,7 +12,7 @@ use super::view::View;
 use super::{Store, check_key, object_id};
 use crate::registry::request::{AcquireRequest, Acquired, Holder, LeaseId, Ticket};
 use crate::registry::{Session, now};
-use crate::segment::reader;
+use crate::segment::reader::{self, Contents};
 use crate::sys::failpoint::{reached, verb};
 use crate::sys::object::{self, Missing, SegmentFd};
 use crate::sys::room;
@@ -57,6 +57,8 @@ pub struct Attached {
     pub view: Arc<View>,
     pub skeleton: Vec<u8>,
     pub data_offset: u64,
+    /// In huge pages when it was published.
+    pub huge_bytes: u64,
     pub content: Content,
 }
 
@@ -284,7 +286,8 @@ impl Store {
             held.holding().into_iter().for_each(|holding| view.inherits(holding));
         }
         reached("read");
-        Ok(Step::Attached(Attached { view, skeleton: contents.skeleton, data_offset: contents.data_offset, content }))
+        let Contents { skeleton, data_offset, huge_bytes } = contents;
+        Ok(Step::Attached(Attached { view, skeleton, data_offset, huge_bytes, content }))
     }
 
     fn not_found(&self, key: &Key) -> Error {

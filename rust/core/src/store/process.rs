@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,9 @@ use super::view::{Place, Retired, View};
 use crate::registry::request::{Ended, LeaseId, Ticket};
 use crate::sys::fork;
 use crate::sys::lock::prepare_for_forks;
+use crate::sys::mapping::prefault_step;
 use crate::sys::memory::Victim;
+use crate::words::Huge;
 
 #[derive(Debug)]
 pub struct Process {
@@ -36,8 +38,10 @@ enum Task {
     Unmap(Retired),
     /// Keep the view until then; None: for the rest of the process.
     Linger(Arc<View>, Option<Instant>),
+    /// One step of mapping these pages. The thread keeps nothing of the view: in a child forked meanwhile that would stay.
+    Prefault(Weak<View>, usize, usize),
     /// One step of making its pages huge, from this offset on.
-    Collapse(Arc<Store>, [u8; 16], usize),
+    Collapse(Arc<Store>, [u8; 16], Huge, usize),
     /// Lingering views of this segment end now: a newer one took its place.
     EndLinger([u8; 16]),
     /// A publication that was let go of unfinished.
@@ -147,8 +151,13 @@ impl Process {
         self.push(Task::GiveUp(store, ticket));
     }
 
-    pub(super) fn collapse(&self, store: Arc<Store>, uuid: [u8; 16]) {
-        self.push(Task::Collapse(store, uuid, 0));
+    pub(super) fn prefault(&self, view: Weak<View>, address: usize, bytes: usize) {
+        self.push(Task::Prefault(view, address, bytes));
+    }
+
+    /// What was not made huge while it was filled.
+    pub(super) fn collapse(&self, store: Arc<Store>, uuid: [u8; 16], huge: Huge) {
+        self.push(Task::Collapse(store, uuid, huge, 0));
     }
 
     pub(super) fn discard_later(&'static self, store: Arc<Store>, row: u32) {
@@ -249,10 +258,17 @@ impl Process {
                         again.push(Task::Discard(store, row));
                     }
                 }
-                Task::Collapse(store, uuid, from) => {
-                    if let Some(next) = store.collapse_step(uuid, from) {
+                Task::Prefault(view, address, bytes) => {
+                    if view.strong_count() > 0
+                        && let Some((address, bytes)) = prefault_step(address, bytes)
+                    {
                         // Behind whatever came meanwhile.
-                        self.queue.push(Task::Collapse(store, uuid, next));
+                        self.queue.push(Task::Prefault(view, address, bytes));
+                    }
+                }
+                Task::Collapse(store, uuid, huge, from) => {
+                    if let Some(next) = store.collapse_step(uuid, huge, from) {
+                        self.queue.push(Task::Collapse(store, uuid, huge, next));
                     }
                 }
                 Task::Sweep(store) => {

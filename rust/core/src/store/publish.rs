@@ -12,10 +12,11 @@ use crate::registry::request::{PublishRequest, Published, Ticket};
 use crate::segment::writer::{Filling, Outline, Sealed};
 use crate::store::View;
 use crate::sys::failpoint::{reached, verb};
+use crate::sys::huge;
 use crate::sys::memory::Victim;
 use crate::sys::object::{self, SegmentFd};
 use crate::sys::room;
-use crate::words::{Backend, Content, Key, SegmentFacts};
+use crate::words::{Backend, Content, Huge, Key, SegmentFacts};
 use crate::{Error, Result};
 
 /// Where room is tighter than this beyond the need, the filler offers itself to the OOM killer.
@@ -34,6 +35,7 @@ pub struct Announced {
     /// None: memfd, posix for pinned models, where other PID namespaces share the directory, and where there is no /proc;
     /// and the other one for lack of room.
     pub backend: Option<Backend>,
+    pub huge: Huge,
     pub pin: bool,
     pub replace: bool,
     /// The loader's ticket; None for the verb `publish`.
@@ -63,6 +65,8 @@ pub struct Publishing {
     /// All that were made: a forked child that has one takes a lease for it.
     views: Vec<Weak<View>>,
     victim: Option<Victim>,
+    /// In huge pages when it was sealed.
+    huge_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -153,7 +157,7 @@ impl Store {
         let uuid = outline.uuid;
         let row = self.registry.transact(|session| session.reserve(&ask.key, uuid, backend, bytes))?;
         let name = self.segment_name(&uuid);
-        let reserved = outline.reserve(backend, &self.directory, &name, &announced.skeleton);
+        let reserved = outline.reserve(backend, announced.huge, &self.directory, &name, &announced.skeleton);
         let filling = match reserved {
             // At the interpreter's end, while daemon threads work: our rows went before this name came.
             Ok(_) if self.registry.is_closed() => {
@@ -193,6 +197,7 @@ impl Store {
             stage: Stage::Filling(filling),
             views: Vec::new(),
             victim,
+            huge_bytes: 0,
         })
     }
 
@@ -302,7 +307,8 @@ impl Publishing {
                 verb("seal");
                 let need = self.announced.data_bytes;
                 let sealed = filling.seal().map_err(|error| self.store.no_room(error, self.backend, need));
-                let Sealed { facts, .. } = sealed?;
+                let Sealed { facts, huge_bytes, .. } = sealed?;
+                self.huge_bytes = huge_bytes;
                 reached("sealed");
                 self.stage = Stage::Sealed(facts);
                 Ok(())
@@ -331,6 +337,7 @@ impl Publishing {
             view,
             skeleton: contents.skeleton,
             data_offset: contents.data_offset,
+            huge_bytes: contents.huge_bytes,
             content: self.content(facts, 0),
         })
     }
@@ -378,7 +385,10 @@ impl Publishing {
                     }
                 }
                 reached("held");
-                process::current().collapse(self.store.clone(), self.uuid);
+                let huge = self.announced.huge;
+                if self.huge_bytes < huge::eligible(facts.bytes as usize, huge) as u64 {
+                    process::current().collapse(self.store.clone(), self.uuid, huge);
+                }
                 process::current().sweep_soon(&self.store);
                 Ok(Outcome::Ready { generation })
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::process;
 use crate::registry::request::Holding;
-use crate::sys::mapping::{self, Mapping};
+use crate::sys::mapping::Mapping;
 use crate::sys::{fork, object};
 
 /// Where a store lives: its directory and namespace.
@@ -86,10 +86,10 @@ impl View {
         self.mapping.as_ref().map_or((0, 0), |mapping| (mapping.address(), mapping.bytes()))
     }
 
-    /// What maps the object's pages ahead of use, for a thread: until it is done or nobody has the view any more.
-    pub fn prefault(self: &Arc<Self>) -> impl FnOnce() + Send + use<> {
-        let ((address, bytes), view) = (self.span(), Arc::downgrade(self));
-        move || mapping::prefault(address, bytes, || view.strong_count() > 0)
+    /// Maps the object's pages ahead of use, in the housekeeping thread: until it is done or nobody has the view any more.
+    pub fn prefault(self: &Arc<Self>) {
+        let (address, bytes) = self.span();
+        process::current().prefault(Arc::downgrade(self), address, bytes);
     }
 }
 

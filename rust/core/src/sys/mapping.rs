@@ -1,4 +1,4 @@
-//! Mappings of a segment: private views for use, and the temporary ones for filling, prefaulting and huge pages.
+//! Mappings of a segment: private views for use, and shared ones for filling.
 //!
 //! # Safety
 //! A `Mapping` owns its address range: it is unmapped once, by `Drop`, and nobody else unmaps or moves it. No Rust
@@ -12,14 +12,11 @@ use std::ptr::{self, NonNull};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 
+use super::huge::HUGE;
 use crate::{Error, Result};
 
-/// Size and alignment of a huge page on x86-64 and on arm64 with 4 KiB pages.
-pub const HUGE: usize = 2 << 20;
 /// Bytes per call of a long madvise: one call of 2 GiB blocks other threads' mmap for 0.2 s.
-pub const STEP: usize = 16 << 20;
-/// MADV_COLLAPSE (Linux 6.1), missing in rustix.
-const MADV_COLLAPSE: i32 = 25;
+const STEP: usize = 16 << 20;
 
 #[derive(Debug)]
 pub struct Mapping {
@@ -52,12 +49,9 @@ impl Mapping {
         Self::map(fd, bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE)
     }
 
-    /// The view through which huge pages are filled at once. Not inherited by fork: a child would keep F_SEAL_WRITE busy.
-    pub fn shared_for_filling(fd: &OwnedFd, bytes: usize) -> Result<Self> {
-        let mapping = Self::map(fd, bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
-        mapping.advise_all(Advice::LinuxDontFork)?;
-        mapping.advise_all(Advice::LinuxHugepage)?;
-        Ok(mapping)
+    /// A view of the object itself.
+    pub fn shared(fd: &OwnedFd, bytes: usize, protection: ProtFlags) -> Result<Self> {
+        Self::map(fd, bytes, protection, MapFlags::SHARED)
     }
 
     fn map(fd: &OwnedFd, bytes: usize, protection: ProtFlags, flags: MapFlags) -> Result<Self> {
@@ -101,40 +95,19 @@ impl Mapping {
         self.address.as_ptr().addr()
     }
 
+    /// `offset` bytes after the start, for those who look after the bounds themselves.
+    pub fn pointer(&self, offset: usize) -> *mut u8 {
+        self.address.as_ptr().wrapping_byte_add(offset).cast()
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    fn advise_all(&self, advice: Advice) -> Result<()> {
+    pub fn advise_all(&self, advice: Advice) -> Result<()> {
         // SAFETY: the whole of our own range; none of the advices used here (DONTDUMP, DONTFORK, HUGEPAGE) changes content.
         unsafe { mm::madvise(self.address.as_ptr(), self.range, advice) }
             .map_err(|errno| Error::os("madvise", "segment", errno))
-    }
-
-    /// Copies into a mapping made by `shared_for_filling`: pages are taken by MADV_POPULATE_WRITE first, which fails
-    /// cleanly where touching them would be SIGBUS.
-    pub fn fill(&self, offset: usize, source: &[u8]) -> Result<()> {
-        let end = offset.checked_add(source.len()).filter(|end| *end <= self.bytes);
-        let Some(end) = end else {
-            return Err(Error::os("fill", "segment: beyond its end", Errno::INVAL));
-        };
-        let first = offset / 4096 * 4096;
-        let length = end.div_ceil(4096) * 4096 - first;
-        let failed = |errno| Error::os("madvise(MADV_POPULATE_WRITE)", "segment", errno);
-        // SAFETY: whole pages of our range, none beyond the object's last page: it may be cut by nobody, as it is unnamed
-        // or ours, and still unpublished.
-        unsafe { mm::madvise(self.address.as_ptr().wrapping_byte_add(first), length, Advice::LinuxPopulateWrite) }
-            .map_err(failed)?;
-        // SAFETY: `source` is valid for its length; the destination [offset, end) was checked to lie in the range and its
-        // pages are present; the two cannot overlap, as nobody has a reference into the mapping.
-        unsafe {
-            ptr::copy_nonoverlapping(
-                source.as_ptr(),
-                self.address.as_ptr().cast::<u8>().wrapping_add(offset),
-                source.len(),
-            );
-        }
-        Ok(())
     }
 }
 
@@ -145,38 +118,15 @@ impl Drop for Mapping {
     }
 }
 
-/// Maps the pages of an object at `address` into the page table, `STEP` at a time, while it is `wanted`. Copies nothing
-/// (MADV_POPULATE_READ, Linux 5.14; elsewhere it does nothing). Keeps nothing: in a forked child a thread's references
-/// would stay for ever.
-pub fn prefault(address: usize, bytes: usize, wanted: impl Fn() -> bool) {
-    let whole_pages = bytes.div_ceil(4096) * 4096;
-    for from in (0..whole_pages).step_by(STEP) {
-        if !wanted() {
-            return;
-        }
-        let length = STEP.min(whole_pages - from);
-        let start = ptr::without_provenance_mut(address + from);
-        // SAFETY: populating for reading changes no content, and fails where nothing is mapped. Should the mapping go in the
-        // middle of a step, and another one come, some pages of that one are mapped ahead of use.
-        if unsafe { mm::madvise(start, length, Advice::LinuxPopulateRead) }.is_err() {
-            return;
-        }
-    }
-}
-
-/// Turns one `STEP` of the object's pages, from `from` on, into huge ones, and says where the next step begins; None: done,
-/// or the kernel does not want to. Through a PROT_NONE mapping of its own: a private page in a user's mapping would stop
-/// it. Works on sealed objects and where `shmem_enabled` is `never`; Linux before 6.1 says EINVAL, and that is all right.
-/// A tail of less than a huge page is left alone: it would become a whole one, up to 2 MiB that nobody asked for.
-pub fn collapse_step(fd: &OwnedFd, bytes: usize, from: usize) -> Option<usize> {
-    let whole = bytes / HUGE * HUGE;
-    let length = STEP.min(whole.checked_sub(from).filter(|rest| *rest > 0)?);
-    let mapping = Mapping::map(fd, bytes, ProtFlags::empty(), MapFlags::SHARED).ok()?;
-    // A child forked in these seconds would keep the memory as long as it lives.
-    mapping.advise_all(Advice::LinuxDontFork).ok()?;
-    // SAFETY: inside our own temporary range; collapsing changes which pages hold the bytes, not the bytes.
-    let done = unsafe { libc::madvise(mapping.address.as_ptr().wrapping_byte_add(from), length, MADV_COLLAPSE) };
-    (done == 0 && from + length < whole).then_some(from + length)
+/// Maps the first `STEP` of the pages at `address` into the page table, and says what is left to be mapped; None: done, or the
+/// kernel cannot (Linux before 5.14). Copies nothing (MADV_POPULATE_READ).
+pub fn prefault_step(address: usize, bytes: usize) -> Option<(usize, usize)> {
+    let length = STEP.min(bytes.next_multiple_of(4096));
+    let start = ptr::without_provenance_mut(address);
+    // SAFETY: populating for reading changes no content, and fails where nothing is mapped. Should the mapping go in the
+    // middle of a step, and another one come, some pages of that one are mapped ahead of use.
+    let done = unsafe { mm::madvise(start, length, Advice::LinuxPopulateRead) };
+    (done.is_ok() && bytes > length).then(|| (address + length, bytes - length))
 }
 
 #[cfg(test)]
@@ -208,26 +158,16 @@ mod tests {
     }
 
     #[test]
-    fn filling_through_a_mapping_leaves_the_object_sealable() {
-        let fd = object::create_memfd("onecopy-test", 3 << 20).unwrap();
-        let filling = Mapping::shared_for_filling(&fd, 3 << 20).unwrap();
-        filling.fill(100, b"weights").unwrap();
-        assert!(filling.fill((3 << 20) - 3, b"weights").is_err());
-        assert!(object::seal(&fd, true).is_err());
-        drop(filling);
-        object::seal(&fd, true).unwrap();
-        assert_eq!(object::read_exact(&fd, 100, 7).unwrap(), b"weights");
-    }
-
-    #[test]
-    fn collapsing_and_prefaulting_keep_the_bytes() {
+    fn prefaulting_copies_nothing_and_keeps_the_bytes() {
         let bytes = 5 << 20;
         let fd = object::create_memfd("onecopy-test", bytes as u64).unwrap();
         object::write_all(&fd, 0, &vec![3; bytes]).unwrap();
         object::seal(&fd, true).unwrap();
         let view = Mapping::private(&fd, bytes).unwrap();
-        assert_eq!(collapse_step(&fd, bytes, 0), None);
-        prefault(view.address(), bytes, || true);
+        let mut rest = Some((view.address(), bytes));
+        while let Some((address, bytes)) = rest {
+            rest = prefault_step(address, bytes);
+        }
         assert_eq!((peek(&view, 0), peek(&view, bytes - 1)), (3, 3));
     }
 }

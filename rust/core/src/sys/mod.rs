@@ -4,6 +4,7 @@ pub mod directory;
 pub mod failpoint;
 pub mod fork;
 pub mod futex;
+pub mod huge;
 pub mod lock;
 pub mod mapping;
 pub mod memory;

@@ -44,6 +44,9 @@ pub fn create_memfd(name: &str, bytes: u64) -> Result<OwnedFd> {
     }
     .map_err(|errno| Error::os("memfd_create", name, errno))?;
     fs::ftruncate(&fd, bytes).map_err(|errno| Error::os("ftruncate", name, errno))?;
+    // While it is filled through a mapping nobody cuts it short: that would be SIGBUS.
+    fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)
+        .map_err(|errno| Error::os("fcntl(F_ADD_SEALS)", name, errno))?;
     Ok(fd)
 }
 
