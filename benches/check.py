@@ -168,10 +168,15 @@ def measure() -> dict[str, dict[str, int]]:
         with store.publish("other", make()):
             for verb in VERBS:
                 calls = system_calls(verb, namespace, Path(folder))
-                found[verb] = {"system calls": calls.total(), "instructions": instructions(verb, namespace, Path(folder))}
+                found[verb] = {
+                    "system calls": calls.total(),
+                    "instructions": instructions(verb, namespace, Path(folder)),
+                }
                 print(f"{verb}: {found[verb]}; most: {calls.most_common(4)}", flush=True)
     store.sweep()
-    subprocess.run([sys.executable, "-m", "onecopy.cli", "--namespace", namespace, "sweep"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "onecopy.cli", "--namespace", namespace, "sweep"], check=True, capture_output=True
+    )
     return found
 
 

@@ -238,9 +238,7 @@ class Acquisition:
             obj, state = rebuild(attached)
         except Exception as error:  # Whatever the classes of the model raise here.
             return self._privately(f"it cannot be rebuilt in this process: {type(error).__name__}: {error}"), None
-        info = self._info(
-            "attacher", attached, generation=attached.generation, private_bytes=len(attached.skeleton)
-        )
+        info = self._info("attacher", attached, generation=attached.generation, private_bytes=len(attached.skeleton))
         self.made_by = attached.constructor
         logger.info(
             "attached %s: %.1f MB shared in %.4f s (waited %.2f s), generation %d, %s, process %d",

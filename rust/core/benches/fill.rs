@@ -18,7 +18,10 @@ use onecopy_core::sys::object::create_memfd;
 use onecopy_core::words::{Backend, Huge};
 
 const NAME: &str = "onecopy-bench";
-const WAYS: [(&str, fn(&[u8])); 5] = [
+/// Fills something with the source, and lets go of it.
+type Way = fn(&[u8]);
+
+const WAYS: [(&str, Way); 5] = [
     ("write(2), 1 MiB a call", plain),
     ("write(2), then MADV_COLLAPSE", collapsed_after),
     ("memcpy, huge pages first", huge_first),

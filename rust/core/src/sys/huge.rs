@@ -23,10 +23,11 @@ pub const HUGE: usize = 2 << 20;
 const MADV_COLLAPSE: i32 = 25;
 /// Bytes made huge at once, ahead of being filled: so few that they are still in the cache then.
 const AHEAD: usize = 4 << 20;
-/// Bytes a nanosecond below which huge pages are left for later: about what write(2) makes of small ones.
-const SLOWEST: u64 = 1;
-/// For a processor that is busy with something else.
-const SLACK: Duration = Duration::from_millis(100);
+/// Bytes a nanosecond below which huge pages are left for later: with the copy, write(2) makes about as many.
+const SLOWEST: u64 = 3;
+/// For a processor that is busy with something else, and the bytes after which the rate is asked for.
+const SLACK: Duration = Duration::from_millis(25);
+const TRIED: usize = 16 << 20;
 /// Bytes per call where nobody waits for it.
 const STEP: usize = 16 << 20;
 
@@ -48,9 +49,9 @@ pub struct Window {
     /// Where the last huge page may end.
     end: usize,
     refused: bool,
-    /// On making pages huge, and how many bytes were.
+    /// On making pages huge, in vain included.
     spent: Duration,
-    made: usize,
+    huge_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Window {
         let mapping = Mapping::shared(fd, bytes, ProtFlags::READ | ProtFlags::WRITE).ok()?;
         mapping.advise_all(Advice::LinuxDontFork).ok()?;
         let stretches = vec![Stretch::Empty; end.div_ceil(AHEAD)];
-        Some(Self { mapping, stretches, end, refused: false, spent: Duration::ZERO, made: 0 })
+        Some(Self { mapping, stretches, end, refused: false, spent: Duration::ZERO, huge_bytes: 0 })
     }
 
     /// Writes into an object that nobody else can cut short, through huge pages where there are any.
@@ -92,32 +93,43 @@ impl Window {
     }
 
     pub fn huge_bytes(&self) -> usize {
-        let huge = self.stretches.iter().enumerate().filter(|(_, stretch)| **stretch == Stretch::Huge);
-        huge.map(|(index, _)| AHEAD.min(self.end - index * AHEAD)).sum()
+        self.huge_bytes
     }
 
     fn is_huge(&mut self, fd: &OwnedFd, index: usize) -> Result<bool> {
         if self.stretches[index] == Stretch::Empty {
-            let (from, length) = (index * AHEAD, AHEAD.min(self.end - index * AHEAD));
-            let began = Instant::now();
-            let huge = !self.refused && self.keeps_up() && {
-                // What is all hole is refused; and where there is no room, this fails cleanly.
-                for page in (from..from + length).step_by(HUGE) {
-                    object::write_all(fd, page as u64, &[0])?;
-                }
-                collapse(&self.mapping, from, length).map_err(|errno| self.refused = lasting(errno)).is_ok()
-            };
-            self.spent += began.elapsed();
-            self.made += length;
-            self.stretches[index] = if huge { Stretch::Huge } else { Stretch::Small };
+            self.stretches[index] = self.make(fd, index * AHEAD, AHEAD.min(self.end - index * AHEAD))?;
         }
         Ok(self.stretches[index] == Stretch::Huge)
+    }
+
+    fn make(&mut self, fd: &OwnedFd, from: usize, length: usize) -> Result<Stretch> {
+        if self.refused || !self.keeps_up() {
+            return Ok(Stretch::Small);
+        }
+        let began = Instant::now();
+        // What is all hole is refused; and where there is no room, this fails cleanly.
+        for page in (from..from + length).step_by(HUGE) {
+            object::write_all(fd, page as u64, &[0])?;
+        }
+        let made = collapse(&self.mapping, from, length);
+        self.spent += began.elapsed();
+        Ok(match made {
+            Ok(()) => {
+                self.huge_bytes += length;
+                Stretch::Huge
+            }
+            Err(errno) => {
+                self.refused = lasting(errno);
+                Stretch::Small
+            }
+        })
     }
 
     /// A virtual machine may have given its free memory back to the host, and huge pages are made of free memory: then they
     /// cost several times what writing to small ones costs. They can be made after READY as well.
     fn keeps_up(&self) -> bool {
-        self.spent <= SLACK + Duration::from_nanos(self.made as u64 / SLOWEST)
+        self.huge_bytes < TRIED || self.spent <= SLACK + Duration::from_nanos(self.huge_bytes as u64 / SLOWEST)
     }
 
     fn copy(&self, offset: usize, source: &[u8]) {
@@ -217,11 +229,9 @@ mod tests {
 
     #[test]
     fn where_the_kernel_refuses_bytes_are_written_all_the_same() {
-        let (_, window) = filled(Huge::Auto);
-        let mut window = window.unwrap();
-        window.stretches.fill(Stretch::Empty);
-        window.refused = true;
         let fd = object::create_memfd("onecopy-test", BYTES as u64).unwrap();
+        let mut window = Window::open(&fd, BYTES, Huge::Auto).unwrap();
+        window.refused = true;
         window.write(&fd, 5 << 20, &[7; 6 << 20]).unwrap_err();
         window.write(&fd, 3 << 20, &[7; 6 << 20]).unwrap();
         assert_eq!(window.huge_bytes(), 0);

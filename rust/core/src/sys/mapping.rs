@@ -15,8 +15,8 @@ use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 use super::huge::HUGE;
 use crate::{Error, Result};
 
-/// Bytes per call of a long madvise: one call of 2 GiB blocks other threads' mmap for 0.2 s.
-const STEP: usize = 16 << 20;
+/// Bytes per call: one call of 2 GiB blocks other threads' mmap for 0.2 s, and the thread that rebuilds the object needs it.
+const STEP: usize = HUGE;
 
 #[derive(Debug)]
 pub struct Mapping {
