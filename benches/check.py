@@ -67,7 +67,7 @@ def _publish(store: Any) -> Callable[[], object]:
 
 def _release(store: Any) -> Callable[[], object]:
     lease = store.attach("there")
-    return lambda: lease.release()
+    return lease.release
 
 
 _KEPT: list[object] = []
@@ -164,16 +164,15 @@ def measure() -> dict[str, dict[str, int]]:
     namespace = f"bench-{uuid.uuid4().hex[:8]}"
     store = onecopy.Store(namespace)
     found = {}
-    with tempfile.TemporaryDirectory(prefix="onecopy-bench-") as folder, store.publish("there", make()):
-        with store.publish("other", make()):
-            for verb in VERBS:
-                calls = system_calls(verb, namespace, Path(folder))
-                found[verb] = {
-                    "system calls": calls.total(),
-                    "instructions": instructions(verb, namespace, Path(folder)),
-                }
-                print(f"{verb}: {found[verb]}; most: {calls.most_common(4)}", flush=True)
-    store.sweep()
+    with (
+        tempfile.TemporaryDirectory(prefix="onecopy-bench-") as folder,
+        store.publish("there", make()),
+        store.publish("other", make()),
+    ):
+        for verb in VERBS:
+            calls = system_calls(verb, namespace, Path(folder))
+            found[verb] = {"system calls": calls.total(), "instructions": instructions(verb, namespace, Path(folder))}
+            print(f"{verb}: {found[verb]}; most: {calls.most_common(4)}", flush=True)
     subprocess.run(
         [sys.executable, "-m", "onecopy.cli", "--namespace", namespace, "sweep"], check=True, capture_output=True
     )

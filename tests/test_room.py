@@ -8,7 +8,6 @@ shows that the files are read and understood, and nothing about the kernel.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import surroundings
