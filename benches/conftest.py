@@ -1,0 +1,116 @@
+"""What is measured elsewhere is played to pytest-benchmark, which keeps the books.
+
+Rows are measured round by round, one peer after the other in each, which pytest-benchmark cannot do by itself: a case's
+clock moves by what its rounds took.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+# Before anything is imported that reads them.
+os.environ.update(
+    USE_TF="0", USE_TORCH="1", HF_HUB_OFFLINE="1", RAY_USAGE_STATS_ENABLED="0", OPENBLAS_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+)  # fmt: skip
+# Our cluster alone, for this run alone: a token of its own, not the one that Ray would leave in the home folder.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex + uuid.uuid4().hex)
+
+import gc
+import logging
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+#: Row and case: why it is not there.
+CANNOT: list[dict[str, str]] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_imported() -> Iterator[None]:
+    """Here once; every process that is measured is a child of this one."""
+    before = {path.name for path in Path("/dev/shm").iterdir()}
+    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["BENCH_TMP"] = tempfile.mkdtemp(prefix="onecopy-bench-")
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    import apache_beam.utils.multi_process_shared
+    import apache_beam.utils.shared
+    import joblib
+    import ray
+    import safetensors.torch
+    import torch
+    import transformers.models.bert.modeling_bert
+    import transformers.models.t5.modeling_t5
+    import zerocopy  # noqa: F401
+
+    torch.set_num_threads(1)
+    from children import be_still
+    from shapes import BERT, MINILM, T5, linears
+
+    for shape in (BERT, MINILM, T5, linears(1)):
+        shape.warm_up()
+    be_still()
+    yield
+    import psutil
+
+    gc.collect()
+    assert psutil.Process().children(recursive=True) == []
+    shutil.rmtree(os.environ["TMPDIR"])
+    left = {path.name for path in Path("/dev/shm").iterdir()} - before
+    assert [name for name in left if "bench" in name or name.startswith("torch_")] == []
+
+
+class Clock:
+    """Moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture
+def play(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Give a case its seconds, one a round, and what else is known of it."""
+    from company import Cannot
+
+    def play(group: str, case: str, seconds: list[float] | Cannot, **facts: Any) -> None:
+        if isinstance(seconds, Cannot):
+            CANNOT.append({"group": group, "case": case, "reason": seconds.reason})
+            pytest.skip(f"{case}: {seconds.reason}")
+        benchmark = request.getfixturevalue("benchmark")
+        benchmark.group = group
+        # The clock starts anew: long runs would cost the small ones their last digits.
+        CLOCK.now = 0.0
+        # Where a page table or a timer was in our favour by more than all the rest, nothing is left.
+        benchmark._timer = CLOCK
+        benchmark.extra_info.update(case=case, seconds=[round(second, 9) for second in seconds], **facts)
+        left = iter(seconds)
+        benchmark.pedantic(lambda: CLOCK.move(next(left)), rounds=len(seconds))
+
+    return play
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    from machine import described
+    from peers import ALL
+
+    output_json["machine"] = described()
+    output_json["cannot"] = CANNOT
+    output_json["peers"] = {peer.name: {"version": peer.version(), "settings": peer.settings} for peer in ALL}
