@@ -64,6 +64,7 @@ def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[
     peer.ready(ticket)
     anonymous, page_tables = rollup("Anonymous"), status("VmPTE")
     yield None
+    peer.prepare(shape, folder)
     start = time.perf_counter()
     model = peer.attach(shape, folder, ticket)
     attached = time.perf_counter()
@@ -95,6 +96,7 @@ def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[
 def reading(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[Any]:
     peer.ready(ticket)
     yield None
+    peer.prepare(shape, folder)
     model = peer.attach(shape, folder, ticket)
     weights = {weight.data_ptr(): weight.detach().view(-1) for weight in model.parameters()}
     spent = []
@@ -105,6 +107,8 @@ def reading(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[Any
                 weight[::PAGE_OF_FLOATS].sum()
             spent.append(time.perf_counter() - start)
     yield spent[0] - min(spent[1:])
+    del model, weights, weight
+    peer.let_go()
     peer.left()
 
 

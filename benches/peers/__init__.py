@@ -5,7 +5,7 @@ from __future__ import annotations
 from peers.beam import Served, Shared
 from peers.files import FromPretrained, Joblib, SafetensorsAssigned, TorchLoad, TorchLoadMapped
 from peers.inherited import Forked, SharedMemory
-from peers.ours import OneCopy
+from peers.ours import OneCopy, Woken
 from peers.peer import Peer
 from peers.ray_store import RayStore
 
@@ -21,6 +21,7 @@ PEERS: tuple[Peer, ...] = (
     Shared(),
     Served(),
     Forked(),
+    Woken(),
 )
 ALL: tuple[Peer, ...] = (OURS, *PEERS)
 BY_NAME = {peer.name: peer for peer in ALL}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from children import Child
 from peers.peer import Peer
 from shapes import Shape
 
@@ -26,8 +28,11 @@ class OneCopy(Peer):
     peak = 1.1
 
     def put(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
+        self.hand_over(shape, make, folder)
+        wait_for_collapse(shape.size)
+
+    def hand_over(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
         self.published = store(folder).publish(TAG, make())
-        self.collapsed = wait_for_collapse()
 
     def ready(self, ticket: Any) -> None:
         self.leases: list[onecopy.Lease] = []
@@ -42,6 +47,77 @@ class OneCopy(Peer):
 
     def close(self) -> None:
         self.published.release()
+
+
+class Woken(OneCopy):
+    """Another process loads meanwhile, for each attacher anew."""
+
+    name = "onecopy, at READY"
+    settings = "waits in Holder.acquire while another process loads and publishes; from its wake-up on, before any collapse"
+    store = "woken"
+    peak = 0.0
+    lies = 0.0
+    own = 1.1
+
+    def cannot(self, row: str, shape: Shape) -> str | None:
+        return "one for a large model, one for a middle one is enough" if shape.name.endswith("MiB") else None
+
+    def put(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def ready(self, ticket: Any) -> None:
+        self.loader: Child | None = None
+
+    def prepare(self, shape: Shape, folder: Path) -> None:
+        self.mine = folder / uuid.uuid4().hex[:12]
+        self.mine.mkdir()
+        self.loader = Child(loading, shape, self.mine)
+        self.loader.tell()
+        while not (self.mine / "loads").exists():
+            time.sleep(0.001)
+
+    def attach(self, shape: Shape, folder: Path, ticket: Any) -> Any:
+        self.holder = onecopy.Holder(never, TAG, store=store(self.mine))
+        model = self.holder.acquire()
+        info = self.holder.info
+        assert info is not None
+        assert info.role == "attacher", info
+        self.seconds = info.seconds - info.wait_seconds
+        return model
+
+    def took(self, seconds: float) -> float:
+        return self.seconds
+
+    def let_go(self) -> None:
+        self.holder.release()
+
+    def left(self) -> None:
+        assert self.loader is not None
+        self.holder.release()
+        self.loader.end()
+        store(self.mine).sweep()
+        assert process.core_store(store(self.mine).place).remove_registry_if_unused()
+
+
+def loading(shape: Shape, folder: Path) -> Iterator[Any]:
+    """Plays in a child: loads, and says that it does so."""
+
+    def load() -> torch.nn.Module:
+        (folder / "loads").touch()
+        # Time enough to be waited for.
+        time.sleep(0.3)
+        return shape.model()
+
+    holder = onecopy.Holder(load, TAG, store=store(folder))
+    holder.acquire()
+    yield None
+
+
+def never() -> torch.nn.Module:
+    raise AssertionError("another process loads")
 
 
 def store(folder: Path) -> onecopy.Store:
@@ -68,13 +144,15 @@ def huge_pages() -> int:
     return 0
 
 
-def wait_for_collapse(quiet: float = 1.5) -> int:
-    """Until no more pages became huge for a while: how many bytes did. The publisher does it after it has published."""
+def wait_for_collapse(size: int, quiet: float = 1.5, most: float = 30.0) -> None:
+    """The publisher collapses after it has published: until all is huge, or no more pages became so for a while.
+
+    The kernel counts for the whole machine: where others make huge pages meanwhile, there is an end to waiting.
+    """
+    chunk = 2 << 20
     start = seen = huge_pages()
-    since = time.monotonic()
-    while time.monotonic() - since < quiet:
+    began = since = time.monotonic()
+    while seen - start < size // chunk * chunk and time.monotonic() - since < quiet and time.monotonic() - began < most:
         time.sleep(0.05)
-        now = huge_pages()
-        if now != seen:
+        if (now := huge_pages()) != seen:
             seen, since = now, time.monotonic()
-    return seen - start

@@ -45,6 +45,13 @@ class Peer:
         """Once. `folder` is in a tmpfs."""
         raise NotImplementedError
 
+    def begin(self, shape: Shape) -> None:
+        """Before it is put there: what a process that works with this peer has done long before."""
+
+    def hand_over(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
+        """As `put`, and nothing besides; timed."""
+        self.put(shape, make, folder)
+
     def ticket(self) -> Any:
         """For one attacher."""
         return None
@@ -55,6 +62,9 @@ class Peer:
     def took(self, seconds: float) -> float:
         """What attaching took, where it is not what `attach` took."""
         return seconds
+
+    def prepare(self, shape: Shape, folder: Path) -> None:
+        """In the attacher: what must have happened just before; not timed."""
 
     def attach(self, shape: Shape, folder: Path, ticket: Any) -> Any:
         """The model; timed."""

@@ -23,10 +23,16 @@ class RayStore(Peer):
     peak = 4.0
 
     def put(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
+        self.begin(shape)
+        self.hand_over(shape, make, folder)
+
+    def begin(self, shape: Shape) -> None:
+        start(shape.size * 2 + (256 << 20))
+
+    def hand_over(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
         import ray
         import zerocopy
 
-        start(shape.size * 2 + (256 << 20))
         self.address = ray.get_runtime_context().gcs_address
         self.reference = ray.put(zerocopy.extract_tensors(make()))
 
