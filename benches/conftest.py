@@ -6,21 +6,12 @@ clock moves by what its rounds took.
 
 from __future__ import annotations
 
-import os
-import uuid
-
-# Before anything is imported that reads them.
-os.environ.update(
-    USE_TF="0", USE_TORCH="1", HF_HUB_OFFLINE="1", RAY_USAGE_STATS_ENABLED="0", OPENBLAS_NUM_THREADS="1",
-    TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-)  # fmt: skip
-# Our cluster alone, for this run alone: a token of its own, not the one that Ray would leave in the home folder.
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex + uuid.uuid4().hex)
+import environment  # noqa: F401 isort: skip (before anything that reads it)
 
 import gc
 import logging
+import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 #: Row and case: why it is not there.
 CANNOT: list[dict[str, str]] = []

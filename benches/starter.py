@@ -5,6 +5,8 @@
 ARM "nothing" imports the same, and no model.
 """
 
+import environment  # noqa: F401 isort: skip (before anything that reads it)
+
 import sys
 import time
 from pathlib import Path
@@ -12,10 +14,7 @@ from pathlib import Path
 
 def main() -> None:
     arm, name, folder = sys.argv[1:]
-    import conftest  # noqa: F401 (its environment)
-
     import torch
-    import transformers.models.bert.modeling_bert
     from shapes import find
     from users import USERS, load
 
