@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from children import as_if_never_forked
 from company import Cannot, assembled, by_rounds, companies
 from machine import rollup, status
 from peers import ALL, OURS
@@ -61,6 +62,8 @@ class Seen:
 
 
 def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[Any]:
+    if not peer.inherits:
+        as_if_never_forked()
     peer.ready(ticket)
     anonymous, page_tables = rollup("Anonymous"), status("VmPTE")
     yield None
@@ -94,6 +97,8 @@ def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[
 
 
 def reading(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[Any]:
+    if not peer.inherits:
+        as_if_never_forked()
     peer.ready(ticket)
     yield None
     peer.prepare(shape, folder)

@@ -98,8 +98,6 @@ class Woken(OneCopy):
         assert self.loader is not None
         self.holder.release()
         self.loader.end()
-        store(self.mine).sweep()
-        assert process.core_store(store(self.mine).place).remove_registry_if_unused()
 
 
 def loading(shape: Shape, folder: Path) -> Iterator[Any]:
@@ -127,13 +125,14 @@ def store(folder: Path) -> onecopy.Store:
 
 @contextmanager
 def swept(folder: Path) -> Iterator[None]:
-    """Nothing of the namespace stays."""
+    """Nothing stays of its namespace, nor of those of the folders in it."""
     try:
         yield
     finally:
-        mine = store(folder)
-        mine.sweep()
-        assert process.core_store(mine.place).remove_registry_if_unused()
+        for one in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+            mine = store(one)
+            mine.sweep()
+            assert process.core_store(mine.place).remove_registry_if_unused()
 
 
 def huge_pages() -> int:
