@@ -98,7 +98,7 @@ bench-report: $(PEERS) ## tables and plots of benches/README.md from the last ru
 
 .PHONY: growth
 growth: build ## what costs how much more with more leases, tags, tensors and bytes (benches/README.md)
-	$(BIN)/python benches/growth.py
+	$(BIN)/python benches/growth.py --json=benches/results/growth.json
 
 .PHONY: fuzz
 FUZZ_SECONDS ?= 1800

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from children import as_if_never_forked
+from children import Child, as_if_never_forked
 from company import Cannot, assembled, by_rounds, companies
-from machine import rollup, status
+from machine import rollup, status, touch_segment
 from peers import ALL, OURS
 from peers.peer import Peer
 from rounds import ROUNDS
@@ -44,6 +44,8 @@ class Measured:
     page_tables: list[int] = field(default_factory=list)
     #: Whether it answers bit by bit what the others do.
     exact: bool = True
+    #: Of ours: what opening, mapping and touching the same memory takes without anything else.
+    limit: list[float] = field(default_factory=list)
     ours: Measured | None = None
 
 
@@ -117,6 +119,15 @@ def reading(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[Any
     peer.left()
 
 
+def mapping(holder: int) -> Iterator[Any]:
+    """The limit: the segment as its holder has it, opened, mapped and touched."""
+    as_if_never_forked()
+    yield None
+    start = time.perf_counter()
+    touch_segment(holder)
+    yield time.perf_counter() - start
+
+
 @functools.cache
 def measure(shape: Shape) -> dict[str, Measured | Cannot]:
     """By peer's name."""
@@ -134,8 +145,14 @@ def measure(shape: Shape) -> dict[str, Measured | Cannot]:
         each = {peer.name: ours if peer is OURS else Measured(ours=ours) for peer in group}
         with assembled(group, shape) as served:
             outputs: dict[str, Seen] = {}
-            for _, one in by_rounds(served, ROUNDS):
-                seen = once(one, shape, each[one.peer.name])
+            # Many sizes, a few rounds each; what the pages cost is asked for the models.
+            few = shape.name.endswith("MiB")
+            for _, one in by_rounds(served, min(ROUNDS, 3) if few else ROUNDS):
+                seen = once(one, shape, each[one.peer.name], read=not few)
+                if one.peer is OURS:
+                    with Child(mapping, one.putter.pid) as child:
+                        child()
+                        ours.limit.append(child())
                 outputs.setdefault(one.peer.name, seen)
                 assert seen.same_as(outputs[one.peer.name]) or not seen.aligned
         for name, seen in outputs.items():
@@ -145,8 +162,8 @@ def measure(shape: Shape) -> dict[str, Measured | Cannot]:
     return found
 
 
-def once(one: Any, shape: Shape, into: Measured) -> Any:
-    """Both processes; what the first predicted."""
+def once(one: Any, shape: Shape, into: Measured, *, read: bool) -> Any:
+    """Both processes (the second where the pages are `read`); what the first predicted."""
     child, ticket = one.hatch(predicting, shape)
     with child:
         child()
@@ -158,7 +175,7 @@ def once(one: Any, shape: Shape, into: Measured) -> Any:
     into.page_tables.append(page_tables)
     if released is not None:
         into.release.append(released)
-    if one.peer.maps:
+    if read and one.peer.maps:
         child, _ = one.hatch(reading, shape)
         with child:
             child()

@@ -5,6 +5,8 @@ Each says how it is built (`build`, on whatever device is current), how it is fi
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,17 +80,18 @@ class Linears(torch.nn.Sequential):
 
     LAYERS = 8
 
-    def __init__(self, size: int) -> None:
-        width = int((size / 4 / self.LAYERS) ** 0.5)
+    def __init__(self, width: int) -> None:
         super().__init__(*(torch.nn.Linear(width, width, bias=False) for _ in range(self.LAYERS)))
 
 
+@functools.cache
 def linears(mib: int) -> Shape:
     size = mib * MIB
-    width = int((size / 4 / Linears.LAYERS) ** 0.5)
+    # Not less than that: below 1 MiB nothing is shared.
+    width = math.ceil((size / 4 / Linears.LAYERS) ** 0.5)
     return Shape(
         f"{mib} MiB",
-        build=lambda: Linears(size),
+        build=lambda: Linears(width),
         inputs=lambda: {"input": torch.full((1, width), 0.5)},
         answer=lambda output: output,
         size=width * width * 4 * Linears.LAYERS,

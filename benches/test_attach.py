@@ -30,6 +30,7 @@ def test_attach(name, peer, play):
         anonymous=found.anonymous,
         page_tables=found.page_tables,
         exact=found.exact,
+        limit=ours.limit,
     )
 
 

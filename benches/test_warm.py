@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import Child, as_if_never_forked
 from company import assembled
 from peers import BY_NAME, OURS
 from rounds import ROUNDS
@@ -16,6 +17,7 @@ SHAPE = largest(BERT)
 
 def again(tickets, shape, folder):
     """Plays in a child."""
+    as_if_never_forked()
     for peer in (RAY, OURS):
         peer.ready(tickets[peer.name])
     yield None
@@ -39,8 +41,6 @@ def again(tickets, shape, folder):
 
 @functools.cache
 def measured():
-    from children import Child
-
     with assembled([RAY, OURS], SHAPE) as served:
         tickets = {one.peer.name: one.putter()[0] for one in served}
         with Child(again, tickets, SHAPE, served[0].folder) as child:
