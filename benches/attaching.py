@@ -157,7 +157,9 @@ def measure(shape: Shape) -> dict[str, Measured | Cannot]:
                 assert seen.same_as(outputs[one.peer.name]) or not seen.aligned
         for name, seen in outputs.items():
             each[name].exact = seen.same_as(outputs[OURS.name])
-            assert each[name].exact or seen.close_to(outputs[OURS.name]), f"{name} answers something else on {shape.name}"
+            assert each[name].exact or seen.close_to(outputs[OURS.name]), (
+                f"{name} answers something else on {shape.name}"
+            )
         found.update(each)
     return found
 

@@ -5,6 +5,7 @@ What one does is a generator. It stops at each `yield`, which hands its value ov
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import inspect
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -82,14 +84,13 @@ class Child:
         if self._ended:
             return
         self._ended = True
-        try:
+        # It may have failed, and gone.
+        with contextlib.suppress(OSError):
             self._connection.send(End())
-        except OSError:  # it has failed, and gone
-            pass
         if self._parent is None:
             os.waitpid(self.pid, 0)
         else:
-            while os.path.exists(f"/proc/{self.pid}"):
+            while Path(f"/proc/{self.pid}").exists():
                 time.sleep(0.001)
         self._connection.close()
 
@@ -121,7 +122,12 @@ def _live(play: Play, args: tuple[Any, ...], connection: multiprocessing.connect
         playing = play(*args)
         told = _told(connection)
         while not isinstance(told, End):
-            connection.send((True, next(playing) if inspect.getgeneratorstate(playing) == inspect.GEN_CREATED else playing.send(told)))
+            connection.send(
+                (
+                    True,
+                    next(playing) if inspect.getgeneratorstate(playing) == inspect.GEN_CREATED else playing.send(told),
+                )
+            )
             told = _told(connection)
         playing.close()
         status = 0
@@ -170,8 +176,8 @@ def as_if_never_forked() -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     page = os.sysconf("SC_PAGE_SIZE")
-    with open("/proc/self/maps") as maps, open(f"/proc/{os.getppid()}/pagemap", "rb", buffering=0) as pagemap:
-        for line in maps.read().splitlines():
+    with Path(f"/proc/{os.getppid()}/pagemap").open("rb", buffering=0) as pagemap:
+        for line in Path("/proc/self/maps").read_text().splitlines():
             where, rights, *_, name = (line + " ").split(maxsplit=5) if line.count(" ") > 5 else (*line.split(), "")
             start, end = (int(part, 16) for part in where.split("-"))
             if name.startswith("[v") or "r" not in rights:
@@ -186,6 +192,10 @@ def as_if_never_forked() -> None:
 
 
 def be_still() -> None:
-    """Before children are forked: what was imported is no collector's business any more (it takes 0.2 s to look at)."""
+    """Before children are forked: what was imported is no collector's business any more (it takes 0.2 s to look at).
+
+    And the heap's free pages go: a child that used them, or gave them back, would seem to need less than it does.
+    """
     gc.collect()
     gc.freeze()
+    ctypes.CDLL(None).malloc_trim(0)

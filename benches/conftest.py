@@ -31,14 +31,7 @@ def all_imported() -> Iterator[None]:
     tempfile.tempdir = os.environ["TMPDIR"] = os.environ["BENCH_TMP"] = tempfile.mkdtemp(prefix="onecopy-bench-")
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    import apache_beam.utils.multi_process_shared
-    import apache_beam.utils.shared
-    import joblib
-    import ray
-    import safetensors.torch
     import torch
-    import transformers.models.bert.modeling_bert
-    import transformers.models.t5.modeling_t5
     import zerocopy  # noqa: F401
 
     torch.set_num_threads(1)
@@ -87,7 +80,6 @@ def play(request: pytest.FixtureRequest) -> Callable[..., None]:
         benchmark.group = group
         # The clock starts anew: long runs would cost the small ones their last digits.
         CLOCK.now = 0.0
-        # Where a page table or a timer was in our favour by more than all the rest, nothing is left.
         benchmark._timer = CLOCK
         benchmark.extra_info.update(case=case, seconds=[round(second, 9) for second in seconds], **facts)
         left = iter(seconds)
@@ -96,7 +88,7 @@ def play(request: pytest.FixtureRequest) -> Callable[..., None]:
     return play
 
 
-def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     from machine import described
     from peers import ALL
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from children import as_if_never_forked
 
 import onecopy
 
@@ -96,7 +97,15 @@ class Table:
         said = []
         for at in self.drawn:
             slope = math.log(last[at] / first[at]) / math.log(last[0] / first[0])
-            kind = "flat" if slope < 0.15 else "less than linear" if slope < 0.85 else "linear" if slope < 1.15 else "steeper"
+            kind = (
+                "flat"
+                if slope < 0.15
+                else "less than linear"
+                if slope < 0.85
+                else "linear"
+                if slope < 1.15
+                else "steeper"
+            )
             each = (last[at] - first[at]) / (last[0] - first[0]) * 1e6
             said.append(f"{self.columns[at]}: {kind} (slope {slope:.2f}; {each:,.0f} ns for one more)")
         return f"From {first[0]:,} to {last[0]:,} {self.columns[0]}: " + "; ".join(said) + "."
@@ -238,6 +247,7 @@ class Children:
     @staticmethod
     def _live(work: Callable[[Keep], Any], writing: int) -> NoReturn:
         try:
+            as_if_never_forked()
             keep = Keep()
             os.write(writing, pickle.dumps(work(keep)))
             os.close(writing)

@@ -48,7 +48,7 @@ CHUNK = 2 << 20
 def touch_segment(holder: int) -> int:
     """Map the segment that process `holder` has, as onecopy maps it, and touch every page; its size. Stays mapped."""
     folder = Path(f"/proc/{holder}/fd")
-    names = (path for path in folder.iterdir() if os.readlink(path).startswith("/memfd:onecopy"))
+    names = (path for path in folder.iterdir() if str(path.readlink()).startswith("/memfd:onecopy"))
     number = os.open(next(names), os.O_RDONLY)
     size = os.fstat(number).st_size
     libc = ctypes.CDLL(None, use_errno=True)

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402 (after the choice above)
+import matplotlib.pyplot as plt
 
 mpl.rcParams.update({
     "svg.hashsalt": "onecopy", "svg.fonttype": "none", "font.size": 9, "figure.figsize": (7.5, 4.2), "axes.grid": True,
@@ -53,7 +53,9 @@ def inferences(row: Any, folder: Path) -> list[str]:
     for group in dict.fromkeys(case["group"] for case in row["cases"] if not case["group"].endswith("MiB")):
         cases = sorted((case for case in row["cases"] if case["group"] == group), key=lambda case: case["seconds"][2])
         figure, axes = plt.subplots()
-        for at, (part, label) in enumerate((("attach", "attach"), ("first", "first inference"), ("steady", "a later one"))):
+        for at, (part, label) in enumerate(
+            (("attach", "attach"), ("first", "first inference"), ("steady", "a later one"))
+        ):
             places = [number + (at - 1) * 0.27 for number in range(len(cases))]
             axes.barh(places, [case["parts"][part][2] * 1000 for case in cases], 0.25, label=label)
         axes.set_yticks(range(len(cases)), [case["case"] for case in cases])

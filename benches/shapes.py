@@ -144,6 +144,7 @@ def _t5(name: str, size: int, **settings: int) -> Shape:
 
 
 T5 = _t5("t5-large", 2_950_672_384, d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16, vocab_size=32128)
+T5_SMALL = _t5("t5-small", 242_026_496, d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, vocab_size=32128)
 BERT = _bert("BERT-base", 437_935_104)
 MINILM = _bert(
     "MiniLM",
@@ -162,7 +163,7 @@ MOST = int(os.environ.get("BENCH_MIB", "1000000")) * MIB
 
 def find(name: str) -> Shape:
     """By the name it has in the tables."""
-    named = {shape.name: shape for shape in (T5, BERT, MINILM)}
+    named = {shape.name: shape for shape in (T5, T5_SMALL, BERT, MINILM)}
     return named[name] if name in named else linears(int(name.removesuffix(" MiB")))
 
 

@@ -58,7 +58,7 @@ def attach(cases: list[Row]) -> str:
             f"{max(0, case['page_tables'][2]) / 1024:,.0f}",
             "equal" if case["exact"] else "equal but for the last bits (weights at odd addresses)",
         ])  # fmt: skip
-    limit = f"\nThe limit, this memory opened, mapped and touched and nothing else: {ms(cases[0]['limit'])} ms."
+    limit = f"\n\nThe limit, this memory opened, mapped and touched and nothing else: {ms(cases[0]['limit'])} ms."
     return markdown(head, lines) + (limit if cases[0]["limit"] else "")
 
 
@@ -70,7 +70,14 @@ def publish(cases: list[Row]) -> str:
         ]
         for case in ordered(cases)
     ]  # fmt: skip
-    head = ("what", "ms", "GB/s", "times ours", "most memory, in models", "private memory left in the process, in models")
+    head = (
+        "what",
+        "ms",
+        "GB/s",
+        "times ours",
+        "most memory, in models",
+        "private memory left in the process, in models",
+    )
     return markdown(head, lines)
 
 
@@ -94,7 +101,7 @@ def steady(cases: list[Row]) -> str:
     return (
         f"attached {ms(attached['seconds'])} ms, private {ms(private['seconds'])} ms; the ratio is {middle:.4f}, its 95 % "
         f"interval {low:.4f} to {high:.4f} ({attached['pairs']:,} pairs of calls in {attached['processes']} processes): "
-        f"{within} 1 % of equal, {'not' if high >= 1.01 else 'and'} shown to be at most 1 % slower."
+        f"{within} 1 % of equal; {'not ' if high >= 1.01 else ''}shown to be at most 1 % slower."
     )
 
 
@@ -150,7 +157,11 @@ def write_growth(growth: Row, drawn: dict[str, list[str]]) -> str:
     for name, table in growth["tables"].items():
         text.append(f"### {table['title']}\n")
         text += [f"![{table['title']}](plots/{plot})\n" for plot in drawn.get(f"growth {name}", [])]
-        text.append(markdown(table["columns"], [[f"{row[0]:,.0f}", *(f"{one:,.2f}" for one in row[1:])] for row in table["rows"]]))
+        text.append(
+            markdown(
+                table["columns"], [[f"{row[0]:,.0f}", *(f"{one:,.2f}" for one in row[1:])] for row in table["rows"]]
+            )
+        )
         text += ["", table["words"], ""]
     return "\n".join(text)
 

@@ -5,7 +5,6 @@ import threading
 import time
 
 import pytest
-import torch
 from children import Child
 from company import SPARE, Cannot, room
 from machine import available, meminfo, status

@@ -76,7 +76,11 @@ def test_steady(name, which, play):
     if which == 0:
         # Of pairs, so what slows both does not count.
         ratios = [statistics.median(a / b for a, b in zip(*process, strict=True)) for process in found]
-        facts = {"interval": interval(ratios), "pairs": sum(len(process[0]) for process in found), "processes": len(found)}
+        facts = {
+            "interval": interval(ratios),
+            "pairs": sum(len(process[0]) for process in found),
+            "processes": len(found),
+        }
     play(
         f"steady {name}",
         "attached" if which == 0 else "private",

@@ -7,6 +7,7 @@ import pytest
 from children import children, together
 from company import SPARE, Cannot
 from machine import available
+from peers.ours import wait_for_collapse
 from rounds import ROUNDS
 from shapes import BERT, largest
 from users import BEAM, USERS, file, namespace_in
@@ -41,6 +42,8 @@ def measured():
                         continue
                     with namespace_in(folder) as mine, children([(working, arm, SHAPE, mine)] * count) as those:
                         together(those)
+                        if arm == "onecopy":
+                            wait_for_collapse(SHAPE.size)
                         found[arm, count].append(sum(together(those)))
     return found
 

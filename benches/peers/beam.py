@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import Shape
+
 from peers.files import TorchFile
 from peers.peer import Peer
-from shapes import Shape
 
 
 class Shared(TorchFile):
@@ -27,13 +28,15 @@ class Shared(TorchFile):
         """Beam keeps what was asked for last, until something else is asked for."""
         from apache_beam.utils.shared import Shared as Handle
 
-        Handle().acquire(lambda: torch.nn.Module())
+        Handle().acquire(torch.nn.Module)
 
 
 class Served(Peer):
     name = "Beam MultiProcessShared"
     packages = ("apache-beam", "torch")
-    settings = "always_proxy=True, as RunInference does with large_model=True; each inference goes to the process that loaded"
+    settings = (
+        "always_proxy=True, as RunInference does with large_model=True; each inference goes to the process that loaded"
+    )
     store = "served"
     peak = 1.0
     maps = False

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers.peer import Peer
 from shapes import Shape
+
+from peers.peer import Peer
 
 
 class TorchFile(Peer):
@@ -100,7 +101,7 @@ class FromPretrained(Safetensors):
     def attach(self, shape: Shape, folder: Path, ticket: Any) -> Any:
         import transformers
 
-        kind = transformers.T5ForConditionalGeneration if shape.name == "t5-large" else transformers.BertModel
+        kind = transformers.T5ForConditionalGeneration if shape.name.startswith("t5") else transformers.BertModel
         return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval().requires_grad_(False)
 
 
@@ -109,7 +110,9 @@ class Joblib(Peer):
 
     name = "joblib(mmap)"
     packages = ("joblib", "zerocopy")
-    settings = 'mmap_mode="r" of what zerocopy.extract_tensors gives, then replace_tensors: joblib maps numpy arrays alone'
+    settings = (
+        'mmap_mode="r" of what zerocopy.extract_tensors gives, then replace_tensors: joblib maps numpy arrays alone'
+    )
     store = "model.joblib"
     peak = 4.0
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import children
 import torch
-import torch.multiprocessing  # noqa: F401 (it teaches ForkingPickler tensors)
-from peers.peer import Peer
+import torch.multiprocessing
 from shapes import Shape
+
+from peers.peer import Peer
 
 
 class SharedMemory(Peer):

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from children import Child
-from peers.peer import Peer
 from shapes import Shape
 
 import onecopy
 from onecopy import _acquire, _publish, _verbs, process  # noqa: F401 (what a first use imports)
+from peers.peer import Peer
 
 TAG = "model"
 
@@ -53,7 +53,9 @@ class Woken(OneCopy):
     """Another process loads meanwhile, for each attacher anew."""
 
     name = "onecopy, at READY"
-    settings = "waits in Holder.acquire while another process loads and publishes; from its wake-up on, before any collapse"
+    settings = (
+        "waits in Holder.acquire while another process loads and publishes; from its wake-up on, before any collapse"
+    )
     store = "woken"
     peak = 0.0
     lies = 0.0

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers.peer import Peer
 from shapes import Shape
+
+from peers.peer import Peer
 
 
 class RayStore(Peer):
@@ -42,7 +43,6 @@ class RayStore(Peer):
         return self.address, cloudpickle.dumps(self.reference)
 
     def ready(self, ticket: Any) -> None:
-        import ray
         from ray import cloudpickle
 
         address, reference = ticket
