@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from children import Child, as_if_never_forked
+from children import Child, as_if_never_forked, have_free_pages
 from company import Cannot, assembled, by_rounds, companies
 from machine import rollup, status, touch_segment
 from peers import ALL, OURS
@@ -27,6 +27,7 @@ from shapes import Shape
 
 STEADY = 3
 PAGE_OF_FLOATS = 1024
+FOR_ACTIVATIONS = 64 << 20
 
 
 @dataclass
@@ -70,6 +71,7 @@ def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[
     anonymous, page_tables = rollup("Anonymous"), status("VmPTE")
     yield None
     peer.prepare(shape, folder)
+    have_free_pages(int(shape.size * peer.own) + FOR_ACTIVATIONS)
     start = time.perf_counter()
     model = peer.attach(shape, folder, ticket)
     attached = time.perf_counter()
@@ -104,6 +106,7 @@ def reading(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[Any
     peer.ready(ticket)
     yield None
     peer.prepare(shape, folder)
+    have_free_pages(int(shape.size * peer.own) + FOR_ACTIVATIONS)
     model = peer.attach(shape, folder, ticket)
     weights = {weight.data_ptr(): weight.detach().view(-1) for weight in model.parameters()}
     spent = []

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import inspect
+import mmap
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.reduction
@@ -189,6 +190,16 @@ def as_if_never_forked() -> None:
             for first, last in edges.tolist():
                 at, size = start + first * page, (last - first) * page
                 libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), advice)
+
+
+def have_free_pages(size: int) -> None:
+    """So many bytes of free memory that is really there.
+
+    A virtual machine gives free pages back to its host and fetches them again, at fifty times a fault's usual price; whoever
+    runs after a process that has freed much would pay for it.
+    """
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(MADV_POPULATE_WRITE)
 
 
 def be_still() -> None:

@@ -1,10 +1,11 @@
-"""Peers side by side: each puts the model where it keeps it, then all attach, round by round, A B C, B C A, ...
+"""Peers side by side: each puts the model where it keeps it, then all attach, round by round, each in another order
 
 A company is who fits into memory together. We are in each, so every figure of a peer has one of ours, of the same round.
 """
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 import time
@@ -117,7 +118,9 @@ def assembled(company: list[Peer], shape: Shape) -> Iterator[list[Served]]:
 
 
 def by_rounds(served: list[Served], rounds: int) -> Iterator[tuple[int, Served]]:
+    """In another order each: what one leaves behind shall not meet the same one always."""
     for number in range(rounds):
-        at = number % len(served)
-        for one in served[at:] + served[:at]:
+        order = list(served)
+        random.Random(number).shuffle(order)  # noqa: S311 (to be repeated)
+        for one in order:
             yield number, one
