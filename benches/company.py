@@ -34,7 +34,7 @@ class Cannot:
 @contextmanager
 def room() -> Iterator[Path]:
     """A folder in a tmpfs, and a namespace of the same name."""
-    folder = Path(tempfile.mkdtemp(prefix="onecopy-bench-", dir="/dev/shm"))
+    folder = Path(tempfile.mkdtemp(prefix="onecopy-peers-", dir="/dev/shm"))
     try:
         with swept(folder):
             yield folder

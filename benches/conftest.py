@@ -28,7 +28,7 @@ CANNOT: list[dict[str, str]] = []
 def all_imported() -> Iterator[None]:
     """Here once; every process that is measured is a child of this one."""
     before = {path.name for path in Path("/dev/shm").iterdir()}
-    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["BENCH_TMP"] = tempfile.mkdtemp(prefix="onecopy-bench-")
+    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["BENCH_TMP"] = tempfile.mkdtemp(prefix="onecopy-peers-")
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     import torch
@@ -48,7 +48,7 @@ def all_imported() -> Iterator[None]:
     assert psutil.Process().children(recursive=True) == []
     shutil.rmtree(os.environ["TMPDIR"])
     left = {path.name for path in Path("/dev/shm").iterdir()} - before
-    assert [name for name in left if "bench" in name or name.startswith("torch_")] == []
+    assert [name for name in left if "onecopy-peers-" in name or name.startswith("torch_")] == []
 
 
 class Clock:

@@ -74,7 +74,7 @@ class Woken(OneCopy):
         self.loader: Child | None = None
 
     def prepare(self, shape: Shape, folder: Path) -> None:
-        self.mine = folder / uuid.uuid4().hex[:12]
+        self.mine = folder / f"onecopy-peers-{uuid.uuid4().hex[:12]}"
         self.mine.mkdir()
         self.loader = Child(loading, shape, self.mine)
         self.loader.tell()
