@@ -24,6 +24,8 @@ export PATH := $(CURDIR)/$(BIN):$(dir $(UV)):$(PATH)
 # The environment is named by what it was made from, so a changed pin makes it anew and a touched file does not.
 ENV := .venv/made-from-$(shell cat requirements/dev.txt | sha256sum | cut -c1-16)
 EXTENSION := .venv/extension
+# What only the benchmarks need lies on top of it.
+PEERS := .venv/peers-$(shell cat requirements/bench.txt | sha256sum | cut -c1-16)
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -path rust/core/fuzz -prune -o -name '*.rs' -print -o -name Cargo.toml -print)
 
 .PHONY: help
@@ -37,6 +39,10 @@ $(UV):
 $(ENV): | $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(UV) pip sync --python $(BIN)/python requirements/dev.txt
+	@touch $@
+
+$(PEERS): $(ENV)
+	$(UV) pip install --quiet --python $(BIN)/python --requirement requirements/bench.txt
 	@touch $@
 
 # The module is built into python/onecopy; where somebody deleted it, it is built again.
@@ -78,9 +84,23 @@ soak: build ## random killing for ten minutes (SOAK_SECONDS=...), many more orde
 	ONECOPY_MODEL_EXAMPLES=600 $(BIN)/python -m pytest --timeout 3600 tests/test_verbs_model.py
 	ONECOPY_EXPLORE=large cargo test --locked --release --package onecopy-core --features failpoints --test registry_explored
 
+.PHONY: bench bench-check bench-report
+# BENCH=attach,memory: these rows alone (benches/test_*.py). BENCH_ROUNDS, BENCH_MIB: see benches/README.md.
+BENCH_RAW := target/bench.json
+comma := ,
+bench: build $(PEERS) ## onecopy beside its peers, row by row, then the report (BENCH=attach,memory picks rows)
+	@mkdir -p $(dir $(BENCH_RAW))
+	$(BIN)/python -m pytest -c benches/pytest.ini --benchmark-json=$(BENCH_RAW) \
+	    $(or $(patsubst %,benches/test_%.py,$(subst $(comma), ,$(BENCH))),benches)
+	$(MAKE) --no-print-directory bench-report
+bench-check: build ## system calls and instructions of the verbs, against benches/counted.json; needs strace and valgrind
+	$(BIN)/python benches/check.py
+bench-report: $(PEERS) ## tables and plots of benches/README.md from the last run
+	$(BIN)/python benches/report.py $(BENCH_RAW)
+
 .PHONY: growth
 growth: build ## what costs how much more with more leases, tags, tensors and bytes (benches/README.md)
-	$(BIN)/python benches/growth.py
+	$(BIN)/python benches/growth.py --json=benches/results/growth.json
 
 .PHONY: fuzz
 FUZZ_SECONDS ?= 1800
@@ -117,6 +137,8 @@ wheel: build ## build the wheel, install it into an empty environment, share num
 pins: | $(UV) ## resolve requirements/dev.in anew into requirements/dev.txt
 	$(UV) pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	    --output-file requirements/dev.txt requirements/dev.in
+	$(UV) pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	    --constraint requirements/dev.txt --output-file requirements/bench.txt requirements/bench.in
 
 .PHONY: clean
 clean: ## remove what the targets made, the environment included

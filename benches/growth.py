@@ -6,6 +6,8 @@ less is linear or better. Medians.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pickle
 import resource
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from children import as_if_never_forked
 
 import onecopy
 
@@ -37,9 +40,27 @@ def main() -> int:
     # Each model takes a descriptor, and a shell's usual limit is 1,024.
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     print(f"{os.cpu_count()} CPUs, {memory('MemTotal') / 2**30:.1f} GiB; onecopy {onecopy.__version__}")
-    for name in sys.argv[1:] or TABLES:
-        TABLES[name].print()
+    arguments = sys.argv[1:]
+    kept = Path(arguments.pop(0).removeprefix("--json=")) if arguments and arguments[0].startswith("--json=") else None
+    for name in arguments or [name for name in TABLES if name != "sizes"]:
+        rows = TABLES[name].print()
+        if kept is not None:
+            keep(kept, name, TABLES[name], rows)
     return 0
+
+
+def keep(path: Path, name: str, table: Table, rows: list[tuple[float, ...]]) -> None:
+    """For benches/report.py; the tables that were not measured stay as they were."""
+    known = json.loads(path.read_text()) if path.exists() else {"tables": {}}
+    known["tables"][name] = {
+        "title": table.title,
+        "columns": table.columns,
+        "drawn": table.drawn,
+        "rows": [[float(f"{value:.5g}") for value in row] for row in rows],
+        "words": table.words(rows),
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 @dataclass
@@ -52,18 +73,42 @@ class Table:
     measure: Callable[[onecopy.Store, Children, int], tuple[float, ...]]
     #: The columns that may grow with the count.
     growing: tuple[int, ...]
+    #: Those in milliseconds.
+    drawn: tuple[int, ...]
 
-    def print(self) -> None:
+    def print(self) -> list[tuple[float, ...]]:
         names = [*self.columns, *(f"{self.columns[at]} for one, against the first row" for at in self.growing)]
         print(f"\n{self.title}\n\n| " + " | ".join(names) + " |\n|" + "---:|" * len(names))
-        first: tuple[float, ...] = ()
+        rows: list[tuple[float, ...]] = []
         for count in self.counts:
             with namespace() as store, children() as child:
                 row = (count, *self.measure(store, child, count))
-            first = first or row
+            rows.append(row)
+            first = rows[0]
             against = [row[at] / row[0] / (first[at] / first[0]) for at in self.growing]
             cells = [f"{count:,}", *(f"{value:,.2f}" for value in (*row[1:], *against))]
             print("| " + " | ".join(cells) + " |", flush=True)
+        print(f"\n{self.words(rows)}", flush=True)
+        return rows
+
+    def words(self, rows: list[tuple[float, ...]]) -> str:
+        """The slope from the first row to the last, and what one costs there."""
+        first, last = rows[0], rows[-1]
+        said = []
+        for at in self.drawn:
+            slope = math.log(last[at] / first[at]) / math.log(last[0] / first[0])
+            kind = (
+                "flat"
+                if slope < 0.15
+                else "less than linear"
+                if slope < 0.85
+                else "linear"
+                if slope < 1.15
+                else "steeper"
+            )
+            each = (last[at] - first[at]) / (last[0] - first[0]) * 1e6
+            said.append(f"{self.columns[at]}: {kind} (slope {slope:.2f}; {each:,.0f} ns for one more)")
+        return f"From {first[0]:,} to {last[0]:,} {self.columns[0]}: " + "; ".join(said) + "."
 
 
 def leases(store: onecopy.Store, child: Children, count: int) -> tuple[float, ...]:
@@ -92,24 +137,56 @@ def tags(store: onecopy.Store, child: Children, count: int) -> tuple[float, ...]
     return publishing, attach, median(lambda: timed(store.list)), median(lambda: timed(store.sweep))
 
 
-def tensors(store: onecopy.Store, child: Children, count: int) -> tuple[float, ...]:
+def tensors(store: onecopy.Store, child: Children, count: int, length: int = 512) -> tuple[float, ...]:
     import torch
 
     torch.set_num_threads(1)
 
     def publish(keep: Keep) -> float:
-        model = {f"weight {number}": torch.full((512,), float(number)) for number in range(count)}
+        model = {f"weight {number}": torch.full((length,), float(number)) for number in range(count)}
         return timed(lambda: keep(store.publish("model", model)))
 
     def attach(keep: Keep) -> tuple[float, float]:
         spent = timed(lambda: keep(store.attach("model")))
         (lease,) = keep.kept
-        assert lease.object[f"weight {count - 1}"].sum() == 512.0 * (count - 1)
+        assert lease.object[f"weight {count - 1}"].sum() == float(length) * (count - 1)
         return spent, lease.info.private_bytes / 1024
 
     publishing = child(publish)
     seen = [child(attach) for _ in range(5)]
     return publishing, *(statistics.median(column) for column in zip(*seen, strict=True))
+
+
+def modules(store: onecopy.Store, child: Children, count: int) -> tuple[float, ...]:
+    """Each with one parameter, of a page."""
+    import torch
+
+    def publish(keep: Keep) -> float:
+        with torch.device("meta"):
+            shells = [torch.nn.Linear(1024, 1, bias=False) for _ in range(count)]
+        model = torch.nn.ModuleList(shells).to_empty(device="cpu").requires_grad_(False)
+        for number, shell in enumerate(model):
+            shell.weight.data.fill_(number)
+        return timed(lambda: keep(store.publish("model", model)))
+
+    def attach(keep: Keep) -> float:
+        spent = timed(lambda: keep(store.attach("model")))
+        (lease,) = keep.kept
+        assert lease.object[count - 1].weight[0, 0] == count - 1
+        return spent
+
+    publishing = child(publish)
+    seen = []
+    for _ in range(5):
+        with children() as one:
+            seen.append(one(attach))
+    return publishing, statistics.median(seen)
+
+
+def flat(store: onecopy.Store, child: Children, mib: int) -> tuple[float, ...]:
+    """Bytes alone: one array, of which the attacher reads nothing."""
+    child(lambda keep: keep(store.publish("model", [np.ones(mib * MIB, np.uint8)])))
+    return (median(lambda: attach_elsewhere(store, "model")),)
 
 
 def sizes(store: onecopy.Store, child: Children, mib: int) -> tuple[float, ...]:
@@ -170,6 +247,7 @@ class Children:
     @staticmethod
     def _live(work: Callable[[Keep], Any], writing: int) -> NoReturn:
         try:
+            as_if_never_forked()
             keep = Keep()
             os.write(writing, pickle.dumps(work(keep)))
             os.close(writing)
@@ -222,23 +300,50 @@ TABLES = {
     "leases": Table(
         "One model, held by more and more processes",
         ("leases", "attach ms", "list ms", "sweep of all, dead, ms"),
-        (64, 128, 256, 512),
+        (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         leases,
         growing=(2, 3),
+        drawn=(1, 2, 3),
     ),
     "tags": Table(
         "More and more models of 1 MiB in one namespace",
         ("tags", "publish of one ms", "attach of one ms", "list ms", "sweep ms"),
-        (125, 250, 500, 1000),
+        (1, 10, 125, 250, 500, 1000),
         tags,
         growing=(3, 4),
+        drawn=(1, 2, 3, 4),
     ),
     "tensors": Table(
         "One model of more and more torch tensors of 2 KiB",
         ("tensors", "publish ms", "attach ms", "own KiB of an attacher"),
-        (6_250, 12_500, 25_000, 50_000),
+        (1_000, 3_125, 6_250, 12_500, 25_000, 50_000),
         tensors,
         growing=(1, 2, 3),
+        drawn=(1, 2),
+    ),
+    "few tensors": Table(
+        "One model of few torch tensors, 4 MiB in all",
+        ("tensors", "publish ms", "attach ms", "own KiB of an attacher"),
+        (10, 100, 1000),
+        lambda store, child, count: tensors(store, child, count, (4 * MIB) // (4 * count)),
+        growing=(),
+        drawn=(1, 2),
+    ),
+    "modules": Table(
+        "One model of more and more modules with one parameter of 4 KiB each",
+        ("modules", "publish ms", "attach ms"),
+        (256, 1_024, 4_096, 16_384),
+        modules,
+        growing=(1, 2),
+        drawn=(1, 2),
+    ),
+    "bytes": Table(
+        "One array of more and more bytes",
+        ("MiB", "attach ms"),
+        (1, 4, 16, 64, 256, 1024),
+        flat,
+        growing=(),
+        drawn=(1,),
     ),
     "sizes": Table(
         "One array of zeros (which take no memory before they are shared), up to 0.55 of the machine's memory",
@@ -246,6 +351,7 @@ TABLES = {
         tuple(int(memory("MemTotal") * part) // MIB for part in (1 / 16, 1 / 8, 1 / 4, 0.55)),
         sizes,
         growing=(1, 2),
+        drawn=(1, 2, 3),
     ),
 }
 

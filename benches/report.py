@@ -1,0 +1,92 @@
+"""Tables and plots from a run: `python benches/report.py target/bench.json`.
+
+Each row's summary goes to benches/results, so a run of some rows leaves the others as they were; benches/README.md and the
+plots are made of what lies there.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import plots
+import tables
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+README = HERE / "README.md"
+
+
+def main() -> int:
+    RESULTS.mkdir(exist_ok=True)
+    for path in sys.argv[1:]:
+        keep(json.loads(Path(path).read_text()))
+    rows = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    drawn = plots.draw(rows, HERE / "plots")
+    splice("tables", tables.write(rows, drawn))
+    if "growth" in rows:
+        splice("growth", tables.write_growth(rows["growth"], drawn))
+    return 0
+
+
+def keep(run: dict[str, Any]) -> None:
+    """One file a row, small enough to be read."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for case in run["benchmarks"]:
+        row = Path(case["fullname"].split("::")[0]).stem.removeprefix("test_")
+        rows.setdefault(row, []).append(summary(case["group"], case["extra_info"]))
+    about = {name: run[name] for name in ("machine", "peers", "datetime")} | {"onecopy": run["commit_info"].get("id")}
+    for row, cases in rows.items():
+        groups = {case["group"] for case in cases}
+        absent = [one for one in run["cannot"] if one["group"] in groups]
+        text = json.dumps({**about, "cases": cases, "cannot": absent}, indent=1)
+        (RESULTS / f"{row}.json").write_text(text + "\n")
+
+
+def summary(group: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Spreads of what was measured round by round; `ratio` is that to ours of the same rounds."""
+    facts = dict(facts)
+    seconds, ours = facts.pop("seconds"), facts.pop("ours", None)
+    kept = {"group": group, "case": facts.pop("case"), "rounds": len(seconds), "seconds": spread(seconds)}
+    if ours is not None and all(ours):
+        kept["ratio"] = spread([own / other for own, other in zip(seconds, ours, strict=True)])
+    parts = facts.pop("parts", None)
+    if parts is not None:
+        kept["parts"] = {name: spread(values) for name, values in parts["peer"].items() if values}
+        for name in ("attach", "first", "steady", "pages", "release"):
+            assert len(parts["peer"][name]) in (0, len(seconds))
+        with_pages = [pages_too(parts[of]) for of in ("peer", "ours")]
+        if all(with_pages):
+            kept["ratio_with_pages"] = spread([own / other for own, other in zip(*with_pages, strict=True)])
+    for name, value in facts.items():
+        kept[name] = spread(value) if isinstance(value, list) and name != "interval" and value else value
+    return kept
+
+
+def pages_too(parts: dict[str, list[float]]) -> list[float]:
+    """Attaching, and what the pages cost when they are first read."""
+    return [attach + max(0.0, pages) for attach, pages in zip(parts["attach"], parts["pages"], strict=False)]
+
+
+def spread(values: list[float]) -> list[float]:
+    """Least, lower quartile, median, upper quartile, most."""
+    if len(values) == 1:
+        return values * 5
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [float(f"{value:.5g}") for value in (min(values), low, middle, high, max(values))]
+
+
+def splice(name: str, text: str) -> None:
+    """Between the markers of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = README.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    assert after, f"{README} lacks its markers {begin}"
+    README.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""One of the processes that start together (test_together.py): a fresh interpreter, which says what it has done.
+
+    python benches/starter.py ARM SHAPE FOLDER
+
+ARM "nothing" imports the same, and no model.
+"""
+
+import environment  # noqa: F401 isort: skip (before anything that reads it)
+
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    arm, name, folder = sys.argv[1:]
+    import torch
+    from shapes import find
+    from users import USERS, load
+
+    torch.set_num_threads(1)
+    shape = find(name)
+    start = time.perf_counter()
+    if arm == "one load":
+        shape.predict(load(Path(folder)))
+    elif arm != "nothing":
+        kept = USERS[arm](Path(folder))
+        shape.predict(kept)
+    print(time.perf_counter() - start, flush=True)
+    # Until all are there.
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
