@@ -100,18 +100,7 @@ def put_together(skeleton: bytes | memoryview, mapping: Any, data_start: int) ->
     finally:
         if collecting:
             _pauses.discard(pause)
-            _age()
             gc.enable()
-
-
-def _age() -> None:
-    """Makes what is young old, without looking at it: else the collector would look through the whole model at once.
-
-    Not where the user has frozen something: it would not be frozen any more.
-    """
-    if gc.get_freeze_count() == 0:
-        gc.freeze()
-        gc.unfreeze()
 
 
 #: One for each call that has paused the collector: a child forked meanwhile has nobody who ends it.
