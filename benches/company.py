@@ -23,7 +23,7 @@ from peers.peer import Peer
 from shapes import MIB, Shape
 
 #: Never used by us: the system and its caches need some.
-SPARE = 1024 * MIB
+SPARE = 4096 * MIB
 
 
 @dataclass
