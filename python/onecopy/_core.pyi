@@ -17,6 +17,7 @@ __all__ = [
     "adopt",
     "forget_parent",
     "leave",
+    "no_huge_pages",
     "trim",
 ]
 
