@@ -23,9 +23,11 @@ from machine import rollup, status, touch_segment
 from peers import ALL, OURS
 from peers.peer import Peer
 from rounds import ROUNDS
-from shapes import Shape
+from shapes import BERT, Shape
 
 STEADY = 3
+#: Bytes from which one round must do.
+HUGE = 4 << 30
 PAGE_OF_FLOATS = 1024
 FOR_ACTIVATIONS = 64 << 20
 
@@ -148,9 +150,10 @@ def measure(shape: Shape) -> dict[str, Measured | Cannot]:
         each = {peer.name: ours if peer is OURS else Measured(ours=ours) for peer in group}
         with assembled(group, shape) as served:
             outputs: dict[str, Seen] = {}
-            # Many sizes, a few rounds each; what the pages cost is asked for the models.
-            few = shape.name.endswith("MiB")
-            for _, one in by_rounds(served, min(ROUNDS, 3) if few else ROUNDS):
+            # Many sizes and large ones, a few rounds each: a copy of gigabytes takes a peer seconds. What the pages cost is
+            # asked for one model.
+            few = shape is not BERT
+            for _, one in by_rounds(served, min(ROUNDS, 3 if shape.size < HUGE else 1) if few else ROUNDS):
                 seen = once(one, shape, each[one.peer.name], read=not few)
                 if one.peer is OURS:
                     with Child(mapping, one.putter.pid) as child:

@@ -40,5 +40,6 @@ def born(plain: Other, folder: Path) -> Iterator[Callable[..., Forked]]:
 
 
 @pytest.fixture
-def log(folder: Path) -> str:
+def open_log(folder: Path) -> str:
+    """As `log`, where another user may write."""
     return str(folder / "log")

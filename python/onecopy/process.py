@@ -303,6 +303,13 @@ def core_store(place: Place) -> Any:
     return store
 
 
+def no_huge_pages() -> str | None:
+    """Why this kernel makes no huge pages; None where it does."""
+    from onecopy import _core
+
+    return _core.no_huge_pages()
+
+
 def note(mapping: Mapping) -> None:
     """A forked child takes a lease for every mapping that it inherits."""
     _mappings.add(mapping)

@@ -198,9 +198,7 @@ def _memfd() -> Finding:
 
 
 def _huge_pages() -> Finding:
-    from onecopy import _core
-
-    why_not = _core.no_huge_pages()
+    why_not = process.no_huge_pages()
     if why_not is None:
         return Finding(good=True, what="models are made of huge pages, 2 MiB each")
     return Finding(good=True, what=f"models are made of small pages, as the kernel gives no huge ones: {why_not}")

@@ -56,7 +56,7 @@ mod _core {
     /// Why this kernel makes no huge pages; None where it does.
     #[pyfunction]
     fn no_huge_pages(py: Python<'_>) -> Option<String> {
-        super::gil::released(py, onecopy_core::sys::huge::available).err().map(|errno| errno.to_string())
+        super::gil::released(py, onecopy_core::sys::huge::available).err().map(|error| error.to_string())
     }
 
     /// Gives freed heap memory back to the system (malloc_trim(3)).

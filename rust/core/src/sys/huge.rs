@@ -14,8 +14,8 @@ use rustix::mm::{Advice, ProtFlags};
 
 use super::mapping::Mapping;
 use super::object;
-use crate::Result;
 use crate::words::Huge;
+use crate::{Error, Result};
 
 /// Size and alignment of a huge page on x86-64 and on arm64 with 4 KiB pages.
 pub const HUGE: usize = 2 << 20;
@@ -160,11 +160,11 @@ pub fn collapse_step(fd: &OwnedFd, bytes: usize, huge: Huge, from: usize) -> Opt
 ///
 /// # Errors
 /// What the kernel said.
-pub fn available() -> Result<(), Errno> {
-    let failed = |_| Errno::NOMEM;
-    let fd = object::create_memfd("onecopy-doctor", HUGE as u64).map_err(failed)?;
-    object::write_all(&fd, 0, &[0]).map_err(failed)?;
-    collapse(&Mapping::shared(&fd, HUGE, ProtFlags::empty()).map_err(failed)?, 0, HUGE)
+pub fn available() -> Result<()> {
+    let fd = object::create_memfd("onecopy-doctor", HUGE as u64)?;
+    object::write_all(&fd, 0, &[0])?;
+    collapse(&Mapping::shared(&fd, HUGE, ProtFlags::empty())?, 0, HUGE)
+        .map_err(|errno| Error::os("madvise(MADV_COLLAPSE)", "memfd", errno))
 }
 
 fn collapse(mapping: &Mapping, from: usize, length: usize) -> Result<(), Errno> {
