@@ -214,7 +214,11 @@ def test_a_holder_that_may_not_be_reached(namespace, born, open_log, how, findin
         told = attacher("call", "told", "let_go", namespace)
         assert attacher("call", "told", "acquire", namespace, open_log, 4).role == "attacher"
     assert holder("call", "told", "acquire", namespace, open_log, 4, "posix", "named").role == "publisher"
-    assert attacher("call", "told", "acquire", namespace, open_log, 4, "posix", "named")[1:] == ("attacher", "posix", [])
+    assert attacher("call", "told", "acquire", namespace, open_log, 4, "posix", "named")[1:] == (
+        "attacher",
+        "posix",
+        [],
+    )
     for process in (attacher, holder):
         left = process("call", "told", "let_go", namespace)
     assert left == []

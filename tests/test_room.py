@@ -55,7 +55,9 @@ def test_a_holder_is_private_where_the_group_has_no_room(namespace, group, born,
     ("hopeful", "backend"),
     [("used up after the look-up", "memfd"), ("hidden limit", "memfd"), ("hidden limit", "posix")],
 )
-def test_two_are_killed_while_they_fill_and_the_third_is_told(namespace, group, born, open_log, tmp_path, hopeful, backend):
+def test_two_are_killed_while_they_fill_and_the_third_is_told(
+    namespace, group, born, open_log, tmp_path, hopeful, backend
+):
     """The neighbour has more memory of its own than the fillers: the kernel would choose it."""
     neighbour, first, waiter, third = members = [born() for _ in range(4)]
     limit, ask = str(group.path / "memory.limit_in_bytes"), ("call", "told", "acquire")
