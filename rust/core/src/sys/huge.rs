@@ -25,8 +25,9 @@ const MADV_COLLAPSE: i32 = 25;
 const AHEAD: usize = 4 << 20;
 /// Bytes a nanosecond below which huge pages are left for later: with the copy, write(2) makes about as many.
 const SLOWEST: u64 = 3;
-/// For a processor that is busy with something else, and the bytes after which the rate is asked for.
+/// For a processor that is busy with something else.
 const SLACK: Duration = Duration::from_millis(25);
+/// Bytes after which the rate is asked for.
 const TRIED: usize = 16 << 20;
 /// Bytes per call where nobody waits for it.
 const STEP: usize = 16 << 20;
@@ -78,10 +79,10 @@ impl Window {
     pub fn write(&mut self, fd: &OwnedFd, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let from = offset as usize;
-            let length = (AHEAD - from % AHEAD).min(bytes.len());
-            let huge = if from >= self.end { 0 } else { length.min(self.end - from) };
-            let (first, rest) = bytes.split_at(if huge > 0 { huge } else { length });
-            if huge > 0 && self.is_huge(fd, from / AHEAD)? {
+            let eligible = from < self.end;
+            let stop = if eligible { self.end.min((from / AHEAD + 1) * AHEAD) } else { usize::MAX };
+            let (first, rest) = bytes.split_at(bytes.len().min(stop - from));
+            if eligible && self.is_huge(fd, from / AHEAD)? {
                 self.copy(from, first);
             } else {
                 object::write_all(fd, offset, first)?;
