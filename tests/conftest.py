@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,8 @@ def log(tmp_path: Path) -> str:
 @pytest.fixture
 def namespace(run_name: str) -> Iterator[str]:
     """A namespace of the test's own; afterwards nothing of it may be left but the registry, which is removed."""
+    from leftovers import leave
+
     from onecopy import process
     from onecopy.errors import OneCopyError
 
@@ -32,13 +33,7 @@ def namespace(run_name: str) -> Iterator[str]:
     prefix = f"onecopy-v1-{os.geteuid()}-{name}"
     try:
         store = process.core_store(process.Place(name))
-        # The housekeeping thread is about to give the last leases back. A test that failed keeps its models for ever,
-        # by its traceback: the bound is for that.
-        give_up = time.monotonic() + 20
-        while any(row["holders"] for row in store.list() if row["state"] == "ready") and time.monotonic() < give_up:
-            time.sleep(0.01)
-        # What is known not to be shareable is remembered as long as this process is in the table.
-        store.leave()
+        leave(store)
         assert store.remove_registry_if_unused()
     except OneCopyError:
         pass
