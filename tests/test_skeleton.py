@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from apart import DATA_START, MIB, OtherProcess, fingerprint, other_process, round_trip
 
-from onecopy.skeleton import Unshareable, put_together, take_apart
+from onecopy.skeleton import Unshareable, collector, put_together, take_apart
 
 __all__ = ["other_process"]  # a fixture
 
@@ -139,6 +139,33 @@ def test_the_collector_is_left_as_it_was(set_it: Callable[[], None]) -> None:
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if was else gc.disable)()
+
+
+def collections_after(parts: Any) -> int:
+    """How many there were until many young objects were made after it; what is put together has 3,000."""
+    gc.collect()
+    before = sum(generation["collections"] for generation in gc.get_stats())
+    made = put_together(parts.skeleton, bytearray(DATA_START + parts.data_bytes), DATA_START)
+    more = [[] for _ in range(gc.get_threshold()[0] // 2)]
+    assert len(made) + len(more) > 3000
+    return sum(generation["collections"] for generation in gc.get_stats()) - before
+
+
+def test_what_is_put_together_is_old_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = take_apart([weights(), *([number] for number in range(3000))])
+    assert gc.isenabled()
+    monkeypatch.setattr(collector, "_user_freezes", False)
+    assert collections_after(parts) == 0
+    try:
+        gc.freeze()
+        # What the user has frozen stays so, and he is not asked twice.
+        frozen = gc.get_freeze_count()
+        assert collections_after(parts) == 1
+        assert gc.get_freeze_count() >= frozen * 0.9  # some have died by reference count
+        monkeypatch.setattr(gc, "get_freeze_count", lambda: pytest.fail("it walks through all that is frozen"))
+        assert collections_after(parts) == 1
+    finally:
+        gc.unfreeze()
 
 
 def test_skeleton_may_be_a_memoryview() -> None:

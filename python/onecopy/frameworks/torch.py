@@ -7,6 +7,7 @@ goes through torch's own reducers, which end at a storage, and that is a row aga
 # ruff: noqa: SLF001 (what torch's own reducers use has no public name)
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from itertools import repeat
@@ -44,6 +45,8 @@ def _native_dtypes() -> dict[torch.dtype, np.dtype[Any]]:
 
 
 _NATIVE = _native_dtypes()
+#: Calls what an iterator calls, in C.
+_exhaust = deque[object](maxlen=0).extend
 
 
 class _Storage:
@@ -157,12 +160,14 @@ def build(columns: Any, mapping: Any, data_start: int, table: MutableMapping[int
         ndarray: Any = np.ndarray
         # Only C functions from here on: no Python frame per tensor. A storage of its own for each, of exactly its
         # size: with one storage for all, torch.save of one tensor would write the whole model.
-        made: Iterator[Tensor] = map(torch.from_numpy, map(ndarray, shapes, repeat(carrier), repeat(mapping), places))
-        if native is None:
-            made = map(Tensor.view, made, repeat(dtype))
-        if native is None or is_parameter or requires_grad:
-            cls = Parameter if is_parameter else Tensor
-            made = map(Tensor._make_subclass, repeat(cls), made, repeat(requires_grad))
+        made = list(map(torch.from_numpy, map(ndarray, shapes, repeat(carrier), repeat(mapping), places)))
+        cls = Parameter if is_parameter else Tensor
+        if native is None:  # a view of the carrier, which _make_subclass detaches from it
+            made = list(map(Tensor._make_subclass, repeat(cls), map(Tensor.view, made, repeat(dtype))))
+        elif is_parameter:  # as torch's own lazy parameters become what they are: half the cost of _make_subclass
+            _exhaust(map(setattr, made, repeat("__class__"), repeat(cls)))
+        if requires_grad:
+            _exhaust(map(Tensor.requires_grad_, made))
         table.update(zip(numbers, made, strict=True))
     for number, offset, nbytes in storages:
         (place,) = in_mapping(data_start, [offset])

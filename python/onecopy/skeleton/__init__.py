@@ -11,11 +11,9 @@ the mapping. The skeleton is unpickled: check its integrity and its owner first.
 from __future__ import annotations
 
 import copyreg
-import gc
 import importlib
 import io
 import itertools
-import os
 import pickle
 import struct
 from collections import OrderedDict
@@ -27,7 +25,7 @@ from typing import Any
 import cloudpickle
 
 from onecopy import frameworks
-from onecopy.skeleton import blame, main_module
+from onecopy.skeleton import blame, collector, main_module
 from onecopy.skeleton.parts import Buffer, Extents, Parts, Unshareable
 
 __all__ = ["LEAST_SHARED", "Buffer", "Parts", "Unshareable", "put_together", "take_apart"]
@@ -77,43 +75,19 @@ def put_together(skeleton: bytes | memoryview, mapping: Any, data_start: int) ->
     """
     stream = io.BytesIO(skeleton)
     lengths = _lengths(stream.read(_HEADER.size), len(skeleton))
-    # A full collection takes 0.2 s where torch and transformers are imported, and there is no garbage to find.
-    collecting = gc.isenabled()
-    pause = object()
-    if collecting:
-        _pauses.add(pause)
-        gc.disable()
-    try:
-        with ExitStack() as stack:
-            objects: dict[int, object] = {}
-            data_bytes, columns, unpickler_module, script, names, trouble = _table(stream.read(lengths[0]))
-            _check_size(mapping, data_start + data_bytes)
-            for name, framework_columns in columns.items():
-                framework = frameworks.load(name)
-                stack.enter_context(framework.rebuilding())
-                framework.build(framework_columns, mapping, data_start, objects)
-            if names and not _by_name(script, names, trouble):
-                stream.seek(lengths[1], io.SEEK_CUR)
-            unpickler = importlib.import_module(unpickler_module).Unpickler(stream)
-            unpickler.persistent_load = objects.__getitem__
-            return unpickler.load()
-    finally:
-        if collecting:
-            _pauses.discard(pause)
-            gc.enable()
-
-
-#: One for each call that has paused the collector: a child forked meanwhile has nobody who ends it.
-_pauses: set[object] = set()
-
-
-def _in_child() -> None:
-    if _pauses:
-        _pauses.clear()
-        gc.enable()
-
-
-os.register_at_fork(after_in_child=_in_child)
+    with collector.paused(), ExitStack() as stack:
+        objects: dict[int, object] = {}
+        data_bytes, columns, unpickler_module, script, names, trouble = _table(stream.read(lengths[0]))
+        _check_size(mapping, data_start + data_bytes)
+        for name, framework_columns in columns.items():
+            framework = frameworks.load(name)
+            stack.enter_context(framework.rebuilding())
+            framework.build(framework_columns, mapping, data_start, objects)
+        if names and not _by_name(script, names, trouble):
+            stream.seek(lengths[1], io.SEEK_CUR)
+        unpickler = importlib.import_module(unpickler_module).Unpickler(stream)
+        unpickler.persistent_load = objects.__getitem__
+        return unpickler.load()
 
 
 def _lengths(header: bytes, total: int) -> tuple[int, int, int]:

@@ -18,8 +18,9 @@ use super::view::{Place, Retired, View};
 use crate::registry::request::{Ended, LeaseId, Ticket};
 use crate::sys::fork;
 use crate::sys::lock::prepare_for_forks;
-use crate::sys::mapping::prefault_step;
+use crate::sys::mapping::Ahead;
 use crate::sys::memory::Victim;
+use crate::sys::thread::yield_to_others;
 use crate::words::Huge;
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ enum Task {
     /// Keep the view until then; None: for the rest of the process.
     Linger(Arc<View>, Option<Instant>),
     /// One step of mapping these pages. The thread keeps nothing of the view: in a child forked meanwhile that would stay.
-    Prefault(Weak<View>, usize, usize),
+    Prefault(Weak<View>, Ahead),
     /// One step of making its pages huge, from this offset on.
     Collapse(Arc<Store>, [u8; 16], Huge, usize),
     /// Lingering views of this segment end now: a newer one took its place.
@@ -151,8 +152,8 @@ impl Process {
         self.push(Task::GiveUp(store, ticket));
     }
 
-    pub(super) fn prefault(&self, view: Weak<View>, address: usize, bytes: usize) {
-        self.push(Task::Prefault(view, address, bytes));
+    pub(super) fn prefault(&self, view: Weak<View>, ahead: Ahead) {
+        self.push(Task::Prefault(view, ahead));
     }
 
     /// What was not made huge while it was filled.
@@ -212,6 +213,7 @@ impl Process {
     }
 
     fn housekeeping(&self) {
+        yield_to_others();
         let mut sweeps = Sweeps::new();
         let mut look = Instant::now() + LOOK;
         loop {
@@ -258,12 +260,12 @@ impl Process {
                         again.push(Task::Discard(store, row));
                     }
                 }
-                Task::Prefault(view, address, bytes) => {
+                Task::Prefault(view, ahead) => {
                     if view.strong_count() > 0
-                        && let Some((address, bytes)) = prefault_step(address, bytes)
+                        && let Some(ahead) = ahead.step()
                     {
                         // Behind whatever came meanwhile.
-                        self.queue.push(Task::Prefault(view, address, bytes));
+                        self.queue.push(Task::Prefault(view, ahead));
                     }
                 }
                 Task::Collapse(store, uuid, huge, from) => {

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::process;
 use crate::registry::request::Holding;
-use crate::sys::mapping::Mapping;
+use crate::sys::mapping::{Ahead, Mapping};
 use crate::sys::{fork, object};
 
 /// Where a store lives: its directory and namespace.
@@ -89,7 +89,7 @@ impl View {
     /// Maps the object's pages ahead of use, in the housekeeping thread: until it is done or nobody has the view any more.
     pub fn prefault(self: &Arc<Self>) {
         let (address, bytes) = self.span();
-        process::current().prefault(Arc::downgrade(self), address, bytes);
+        process::current().prefault(Arc::downgrade(self), Ahead::new(address, bytes));
     }
 }
 

@@ -8,6 +8,7 @@
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
@@ -17,6 +18,9 @@ use crate::{Error, Result};
 
 /// Bytes per call: one call of 2 GiB blocks other threads' mmap for 0.2 s, and the thread that rebuilds the object needs it.
 const STEP: usize = HUGE;
+/// The most, where calls are short: pages that are huge take a microsecond each.
+const LONG_STEP: usize = 16 * STEP;
+const SHORT: Duration = Duration::from_micros(50);
 
 #[derive(Debug)]
 pub struct Mapping {
@@ -118,15 +122,33 @@ impl Drop for Mapping {
     }
 }
 
-/// Maps the first `STEP` of the pages at `address` into the page table, and says what is left to be mapped; None: done, or the
-/// kernel cannot (Linux before 5.14). Copies nothing (MADV_POPULATE_READ).
-pub fn prefault_step(address: usize, bytes: usize) -> Option<(usize, usize)> {
-    let length = STEP.min(bytes.next_multiple_of(4096));
-    let start = ptr::without_provenance_mut(address);
-    // SAFETY: populating for reading changes no content, and fails where nothing is mapped. Should the mapping go in the
-    // middle of a step, and another one come, some pages of that one are mapped ahead of use.
-    let done = unsafe { mm::madvise(start, length, Advice::LinuxPopulateRead) };
-    (done.is_ok() && bytes > length).then(|| (address + length, bytes - length))
+/// Pages to be mapped into the page table ahead of use.
+#[derive(Debug)]
+pub struct Ahead {
+    pub address: usize,
+    pub bytes: usize,
+    /// Bytes a call.
+    step: usize,
+}
+
+impl Ahead {
+    pub fn new(address: usize, bytes: usize) -> Self {
+        Self { address, bytes, step: STEP }
+    }
+
+    /// Maps the next pages, and says what is left; None: done, or the kernel cannot (Linux before 5.14). Copies nothing
+    /// (MADV_POPULATE_READ).
+    pub fn step(self) -> Option<Self> {
+        let Self { address, bytes, step } = self;
+        let length = step.min(bytes.next_multiple_of(4096));
+        let start = ptr::without_provenance_mut(address);
+        let began = Instant::now();
+        // SAFETY: populating for reading changes no content, and fails where nothing is mapped. Should the mapping go in
+        // the middle of a step, and another one come, some pages of that one are mapped ahead of use.
+        let done = unsafe { mm::madvise(start, length, Advice::LinuxPopulateRead) };
+        let step = if began.elapsed() < SHORT { LONG_STEP.min(step * 2) } else { STEP };
+        (done.is_ok() && bytes > length).then(|| Self { address: address + length, bytes: bytes - length, step })
+    }
 }
 
 #[cfg(test)]
@@ -164,9 +186,9 @@ mod tests {
         object::write_all(&fd, 0, &vec![3; bytes]).unwrap();
         object::seal(&fd, true).unwrap();
         let view = Mapping::private(&fd, bytes).unwrap();
-        let mut rest = Some((view.address(), bytes));
-        while let Some((address, bytes)) = rest {
-            rest = prefault_step(address, bytes);
+        let mut rest = Some(Ahead::new(view.address(), bytes));
+        while let Some(ahead) = rest {
+            rest = ahead.step();
         }
         assert_eq!((peek(&view, 0), peek(&view, bytes - 1)), (3, 3));
     }

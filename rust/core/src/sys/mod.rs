@@ -11,3 +11,4 @@ pub mod memory;
 pub mod object;
 pub mod process;
 pub mod room;
+pub mod thread;
