@@ -46,3 +46,24 @@ def load(namespace, mib, squeezed=None, on_unshareable="warn", **kwargs):
             return loaded.find(handler.load_model()).info.role
         with squeezed_by_others(*squeezed):
             return loaded.find(handler.load_model()).info.role
+
+
+def load_torch(folder, namespace, side, layers, **kwargs):
+    """Writes the state dict of a model of `layers` squares, loads it as Beam's handler does, shared; bytes, and its sum."""
+    import torch
+    from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
+
+    path = Path(folder) / f"{side}-{layers}.pt"
+    if not path.exists():
+        torch.save({f"{n}.weight": torch.full((side, side), 1.0 + n) for n in range(layers)}, path)
+    inner = PytorchModelHandlerTensor(str(path), Squares, {"side": side, "layers": layers})
+    handler = SharedMemoryModelHandler(inner, model_identifier=path.stem, namespace=namespace, **kwargs)
+    model = handler.load_model()
+    assert loaded.find(model).info.role == "publisher"
+    return layers * side * side * 4, sum(float(weight.sum()) for weight in model.parameters())
+
+
+def Squares(side, layers):  # noqa: N802 (what Beam calls a model class)
+    from torch import nn
+
+    return nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(layers)))

@@ -112,6 +112,29 @@ def test_after_two_killed_loaders_comes_the_next_rung(namespace, group, born, tm
         strict("call", "odd_jobs", "load", namespace, MIB, on_unshareable="raise")
 
 
+def test_beams_torch_handler_is_loaded_and_published_at_one_model(namespace, group, born, tmp_path):
+    """Beam's own way of loading, with the module and its state dict in memory, is killed where ours has room to spare."""
+    if group is None:
+        pytest.skip("no memory cgroup can be made here")
+    for map_weights in (True, False):
+        process = born()
+        ask = ("call", "odd_jobs", "load_torch", str(tmp_path), namespace)
+        process(*ask, 1024, 1, map_weights=map_weights)  # code, threads and caches come first: they are not the model's
+        group.add(process.pid)
+        size = 10 * 2048**2 * 4
+        group.limit = group.usage + size * 13 // 10
+        process.start(*ask, 2048, 10, map_weights=map_weights)
+        if map_weights:
+            assert process.result() == (size, sum((1.0 + n) * 2048**2 for n in range(10)))
+            process.kill()
+            group.limit = 1 << 40
+        else:
+            with pytest.raises(EOFError):
+                process.result()
+            wait_until(process.gone)
+    assert group.kills() == 1
+
+
 @pytest.mark.parametrize("name", ["64 MB /dev/shm", "no memfd_create", "full /dev/shm"])
 def test_real_sdk_workers(namespace, name, born, tmp_path):
     (backend, _), _ = EXPECTED[name]

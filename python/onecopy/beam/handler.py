@@ -48,6 +48,8 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         process_setup_fn: called once in each process before the model is there, for what `load_model` of `base`
             does to the process rather than to the model (op libraries, `sys.path`): an attacher does not call it.
         namespace, backend, huge: as in `onecopy.Store`.
+        map_weights: let Beam's own torch handlers load a local state dict from its mapped file, in the memory of one
+            model instead of two, wherever the outcome is the same (docs/beam.md).
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         namespace: str = "default",
         backend: str = "auto",
         huge: str = "auto",
+        map_weights: bool = True,
     ) -> None:
         # Not `super().__init__()`: what it would set on us (`_env_vars`, batching) is the inner handler's to answer.
         if not isinstance(base, ModelHandler):
@@ -88,6 +91,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         self._linger = linger
         self._torch_num_threads = torch_num_threads
         self._process_setup_fn = process_setup_fn
+        self._map_weights = map_weights
         self._place = Store(namespace, backend=backend, huge=huge).place
         self._why_transparent = families.why_transparent(base)
         self._updated_path = ""
@@ -183,7 +187,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         elif word is None and self._on_unshareable == "raise":
             must = 'on_unshareable="raise"'
         wish = self._wish(must)
-        model = sharing.share(self._base, wish)
+        model = sharing.share(self._base, wish, map_weights=self._map_weights)
         if self._model_identifier:
             sharing.warn_of_namesakes(wish)
         return model

@@ -12,7 +12,7 @@ from apache_beam.ml.inference import base
 from apache_beam.utils.multi_process_shared import MultiProcessShared
 
 from onecopy import process
-from onecopy.beam import loaded, state
+from onecopy.beam import loaded, state, torch_load
 from onecopy.beam.pickling import pickler_class
 from onecopy.errors import BadNameError, OneCopyError, RecursionInConstructorError, SystemCallError
 from onecopy.info import ModelInfo
@@ -76,7 +76,7 @@ class HandlerKey(process.ModelKey):
         return self._words
 
 
-def share(handler: base.ModelHandler, wish: Wish) -> Any:
+def share(handler: base.ModelHandler, wish: Wish, *, map_weights: bool) -> Any:
     """What `handler.load_model()` returns, shared if it can be; `loaded.find` knows it afterwards.
 
     Raises what `handler.load_model` raises, and, where `wish.must`, whatever kept it from being shared.
@@ -92,7 +92,10 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
         return state.changes(handler, before, pickler)
 
     def next_rung(load: Callable[[], Any]) -> Any:
-        return _served(load, handler, wish) if one_copy else load()
+        def in_memory() -> Any:
+            return torch_load.unmapped(load())
+
+        return _served(in_memory, handler, wish) if one_copy else in_memory()
 
     def down_the_ladder(why: Exception) -> Any:
         logger.warning("%s is not shared: %s. %s", key, why, key.instead)
@@ -113,7 +116,7 @@ def share(handler: base.ModelHandler, wish: Wish) -> Any:
         acquired = process.acquire(
             wish.place,
             key,
-            handler.load_model,
+            torch_load.constructor(handler) if map_weights else handler.load_model,
             # Not to wait for the one copy would make a second one.
             timeout=None if one_copy else wish.timeout,
             linger=wish.linger or 0.0,
