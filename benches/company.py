@@ -5,6 +5,8 @@ A company is who fits into memory together. We are in each, so every figure of a
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import random
 import shutil
 import tempfile
@@ -23,7 +25,7 @@ from peers.peer import Peer
 from shapes import MIB, Shape
 
 #: Never used by us: the system and its caches need some.
-SPARE = 4096 * MIB
+SPARE = 6144 * MIB
 
 
 @dataclass
@@ -81,6 +83,9 @@ def need(company: list[Peer], size: int) -> float:
 def putting(peer: Peer, shape: Shape, folder: Path) -> Iterator[Any]:
     """Plays in a child: the process that puts the model there, then gives tickets."""
     peer.put(shape, shape.model, folder)
+    # A model whose modules know each other is a cycle, and malloc keeps what was freed.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     try:
         yield None
         while True:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 #: One for each call that has paused the collector: a child forked meanwhile has nobody who ends it.
 _pauses: set[object] = set()
+#: Whether the user has frozen something, which must stay so; servers do before they fork.
 _user_freezes = False
 
 
@@ -37,7 +38,7 @@ def _spare_the_young() -> None:
     global _user_freezes  # noqa: PLW0603 (of the process)
     if not 0 < gc.get_threshold()[0] < gc.get_count()[0] or _user_freezes:
         return
-    # Counting walks through all that is frozen, 50 ms in a server that preloads: once.
+    # Counting walks through all that is frozen, 50 ms where torch and transformers are: once.
     _user_freezes = gc.get_freeze_count() > 0
     if not _user_freezes:
         gc.freeze()
@@ -45,6 +46,8 @@ def _spare_the_young() -> None:
 
 
 def _in_child() -> None:
+    global _user_freezes  # noqa: PLW0603 (of the process)
+    _user_freezes = True  # who knows; not worth the counting
     if _pauses:
         _pauses.clear()
         gc.enable()
