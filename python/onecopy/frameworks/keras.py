@@ -9,19 +9,18 @@ on; then each layer loads its own variables from the shared ones.
 from __future__ import annotations
 
 import importlib
-import re
-import sys
-import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras.src.saving import object_registration, serialization_lib
+from keras.src.saving.keras_saveable import KerasSaveable
 
-from onecopy.frameworks import keras_state
+from onecopy.frameworks import keras_attributes, keras_state
 from onecopy.frameworks.instead import instead
 from onecopy.skeleton.parts import Unshareable
 
@@ -32,19 +31,22 @@ if TYPE_CHECKING:
 _BACKENDS = ("tensorflow", "torch")
 #: Layers around what Keras does not know the insides of.
 _FOREIGN = ("TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
-_ARRAY = "onecopy.array"
+_AS_IT_IS = "onecopy.as_it_is"
 
 
 @dataclass
 class Blueprint:
     """A model without its variables' bytes."""
 
-    backend: str
+    settings: dict[str, Any]
     config: dict[str, Any]
-    custom: dict[str, Any]  #: classes and functions that the config names, as `custom_object_scope` has them
+    classes: dict[str, Any]  #: custom ones, as `custom_object_scope` has them
     state: list[keras_state.State]
-    variables: list[tuple[str, tuple[int, ...], str, bool]]  #: name, shape, dtype, trainable, as `model.variables` has them
-    functions: list[tuple[str, Any]] = field(default_factory=list)  #: of Lambda layers, by place
+
+
+@dataclass
+class _Box:
+    content: Any
 
 
 class Taker:
@@ -55,7 +57,7 @@ class Taker:
         return None
 
     def reducer(self, cls: type) -> Reducer | None:
-        return _reduce if issubclass(cls, keras.Layer) else None
+        return _reduce if issubclass(cls, (keras.Layer, keras.Metric)) else None
 
     def settle(self) -> None:
         """Variables are tensors of the backend, whose taker has them."""
@@ -78,25 +80,18 @@ def put_together(blueprint: Blueprint) -> Any:
 
     Raises ValueError where what Keras builds is not what was published.
     """
-    if keras.backend.backend() != blueprint.backend:
-        raise RuntimeError(
-            f"the model was published by Keras on {blueprint.backend}, and Keras runs on {keras.backend.backend()} here: "
-            "set KERAS_BACKEND to the same"
-        )
-    values = _backend(blueprint.backend)
+    check_settings(blueprint.settings)
+    values = adapter(blueprint.settings["backend"])
     with ExitStack() as stack:
         zeros = values.building(stack)
-        stack.enter_context(instead(serialization_lib, "deserialize_keras_object", _with_arrays_back))
-        stack.enter_context(keras.saving.custom_object_scope(blueprint.custom))
+        stack.enter_context(instead(serialization_lib, "deserialize_keras_object", _with_boxes_opened))
+        stack.enter_context(keras.saving.custom_object_scope(blueprint.classes))
         model = keras.saving.deserialize_keras_object(blueprint.config, safe_mode=False)
         places = dict(keras_state.walk(model))
-        for place, function in blueprint.functions:
-            places[place].function = function
         for state in blueprint.state:
             if state.place not in places:
                 raise ValueError(f"Keras built a {type(model).__name__} without {state.place or 'itself'}")
             keras_state.load(places[state.place], state)
-    _compare(model, blueprint.variables)
     for variable in model.variables:
         if zeros.has(values.address(variable)):
             raise ValueError(f"Keras built a variable that was not published: {variable.path}")
@@ -106,60 +101,78 @@ def put_together(blueprint: Blueprint) -> Any:
 def _reduce(model: Any) -> Any:
     if keras.backend.backend() not in _BACKENDS:
         raise Unshareable(f"Keras runs on {keras.backend.backend()}: shared are models on {' and '.join(_BACKENDS)}")
-    values = _backend(keras.backend.backend())
+    if isinstance(model, keras.Layer) and keras_attributes.suffice(type(model)):
+        return keras_attributes.reduce(model)
     walked = list(keras_state.walk(model))
-    layers = [one for _, one in walked if isinstance(one, keras.Layer)]
-    for layer in layers:
-        if type(layer).__name__ in _FOREIGN:
-            raise Unshareable(f"layer {layer.name!r} is a {type(layer).__name__}: share what is in it instead")
-        if own := values.own_variables(layer):
-            raise Unshareable(f"layer {layer.name!r} keeps weights that Keras does not know of in {own}: use add_weight")
-    state, covered = keras_state.save(walked, values)
+    for _, one in walked:
+        if isinstance(one, keras.Layer):
+            check_layer(one)
+    state, covered = keras_state.save(walked, adapter(keras.backend.backend()))
     for variable in model.variables:
         if id(variable) not in covered:
             raise Unshareable(
                 f"variable {variable.path} is not among what its layer saves (`save_own_variables`): merge LoRA weights, or "
                 "save it there"
             )
-    config = _config_of(model)
-    return put_together, (
-        Blueprint(
-            backend=keras.backend.backend(),
-            config=config,
-            custom=_custom_objects(config, layers),
-            state=state,
-            variables=_described(model),
-            functions=[(place, one.function) for place, one in walked if isinstance(one, keras.layers.Lambda)],
-        ),
-    )
+    return put_together, (Blueprint(settings(), _config_of(model), _custom_classes({type(one) for _, one in walked}), state),)
+
+
+def check_layer(layer: Any) -> None:
+    """Raises Unshareable where there are weights that Keras does not know of."""
+    if type(layer).__name__ in _FOREIGN:
+        raise Unshareable(f"layer {layer.name!r} is a {type(layer).__name__}: share what is in it instead")
+    if own := adapter(keras.backend.backend()).own_variables(layer):
+        raise Unshareable(f"layer {layer.name!r} keeps weights that Keras does not know of in {own}: use add_weight")
 
 
 def _config_of(model: Any) -> Any:
-    """As Keras has it, with arrays as they are and not as lists of numbers, and without what training needs."""
-    def keep_arrays(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As Keras has it, without what training needs, and with arrays, functions and custom objects as they are.
+
+    Keras would write an array as a list of numbers, and a function as its name.
+    """
+
+    def keep(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def serialize(obj: Any) -> Any:
-            if isinstance(obj, dict) and obj.get("class_name") == _ARRAY:
+            if isinstance(obj, dict) and obj.get("class_name") == _AS_IT_IS:
                 return obj  # Keras serializes what it has serialized
-            if (isinstance(obj, np.ndarray) and obj.ndim) or keras.ops.is_tensor(obj):
-                return {"class_name": _ARRAY, "config": {"value": obj}}
-            return before(obj)
+            return _boxed(obj) if _is_kept(obj) else before(obj)
 
         return serialize
 
-    with warnings.catch_warnings(), instead(serialization_lib, "serialize_keras_object", keep_arrays):
-        warnings.simplefilter("ignore")  # lambdas are fine here: a skeleton may contain code
+    def keep_function(_before: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        return lambda _layer, function: _boxed(function)
+
+    with (
+        instead(serialization_lib, "serialize_keras_object", keep),
+        instead(keras.layers.Lambda, "_serialize_function_to_config", keep_function),
+    ):
         try:
             config = keras.saving.serialize_keras_object(model)
         except Exception as error:
-            raise Unshareable(f"Keras cannot describe it: {type(error).__name__}: {error}") from error
+            said = " ".join(str(error).split())
+            raise Unshareable(f"Keras cannot describe it: {type(error).__name__}: {said:.300}") from error
     return _without_training(config)
 
 
-def _with_arrays_back(before: Callable[..., Any]) -> Callable[..., Any]:
+def _is_kept(obj: Any) -> bool:
+    if isinstance(obj, np.ndarray):
+        return obj.ndim > 0
+    module = obj.__module__ if isinstance(obj, FunctionType) else type(obj).__module__
+    if module.partition(".")[0] in ("keras", "builtins", "numpy") or isinstance(obj, KerasSaveable):
+        return False
+    return isinstance(obj, FunctionType) or hasattr(obj, "get_config") or bool(keras.ops.is_tensor(obj))
+
+
+def _boxed(obj: Any) -> dict[str, Any]:
+    # Twice: some of Keras's own `serialize` go on with "config" alone.
+    return {"class_name": _AS_IT_IS, "config": {"class_name": _AS_IT_IS, "config": _Box(obj)}}
+
+
+def _with_boxes_opened(before: Callable[..., Any]) -> Callable[..., Any]:
     def deserialize(config: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(config, dict) and config.get("class_name") == _ARRAY:
-            return config["config"]["value"]
-        return before(config, *args, **kwargs)
+        while isinstance(config, dict) and config.get("class_name") == _AS_IT_IS:
+            config = config["config"]
+        return config.content if isinstance(config, _Box) else before(config, *args, **kwargs)
 
     return deserialize
 
@@ -172,64 +185,34 @@ def _without_training(config: Any) -> Any:
     return config
 
 
-def _custom_objects(config: Any, layers: list[Any]) -> dict[str, Any]:
-    """What the config names and Keras alone would not find in another process, registered or not."""
-    own = {object_registration.get_registered_name(type(layer)): type(layer) for layer in layers}
+def _custom_classes(classes: set[type]) -> dict[str, Any]:
+    """Those that Keras alone would not find in another process, registered or not, by the name that the config has."""
     found: dict[str, Any] = {}
-    for named in _named(config):
-        module, name = named.get("module"), named.get("registered_name")
-        if named["class_name"] == "function":
-            name = named["config"]
-        if not name or not module or module == "builtins" or module.partition(".")[0] == "keras":
-            continue
-        simple = name.rpartition(">")[2]
-        candidates = (
-            own.get(name),
-            keras.saving.get_registered_object(name),
-            getattr(sys.modules.get(module), simple, None),
-        )
-        one = next((candidate for candidate in candidates if candidate is not None), None)
-        if one is None:
-            raise Unshareable(
-                f"Keras could not find {module}.{simple} again: register it (keras.saving.register_keras_serializable), or "
-                "define it at the top of its module"
-            )
-        found[name] = one
-    for layer in layers:
-        name = object_registration.get_registered_name(type(layer))
-        if name in found and found[name] is not type(layer):
-            raise Unshareable(f"two classes of layers are called {name}: register them under different names")
+    for cls in classes:
+        if cls.__module__.partition(".")[0] != "keras":
+            name = object_registration.get_registered_name(cls)
+            if found.setdefault(name, cls) is not cls:
+                raise Unshareable(f"two classes are called {name}: register them under different names")
     return found
 
 
-def _named(config: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(config, dict):
-        if "class_name" in config and "registered_name" in config:
-            yield config
-        for value in config.values():
-            yield from _named(value)
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            yield from _named(value)
+def settings() -> dict[str, Any]:
+    """Of the process, that layers look at when they run."""
+    return {
+        "backend": keras.backend.backend(),
+        "epsilon": keras.config.epsilon(),
+        "floatx": keras.config.floatx(),
+        "image_data_format": keras.config.image_data_format(),
+    }
 
 
-def _described(model: Any) -> list[tuple[str, tuple[int, ...], str, bool]]:
-    # The number that Keras gives to a name which was not given one depends on what the process made before.
-    return [
-        (re.sub(r"_\d+$", "", v.name), tuple(v.shape), keras.backend.standardize_dtype(v.dtype), v.trainable)
-        for v in model.variables
-    ]
+def check_settings(theirs: dict[str, Any]) -> None:
+    """Raises RuntimeError where Keras would compute something else here."""
+    different = [f"{name} {theirs[name]!r}, here {mine!r}" for name, mine in settings().items() if theirs[name] != mine]
+    if different:
+        raise RuntimeError(f"the model was published by a Keras with another configuration: {'; '.join(different)}")
 
 
-def _compare(model: Any, published: list[tuple[str, tuple[int, ...], str, bool]]) -> None:
-    built = _described(model)
-    for number, (mine, theirs) in enumerate(zip(built, published, strict=False)):
-        if mine[:3] != theirs[:3]:
-            raise ValueError(f"variable {number} is {theirs[:3]}, and Keras built {mine[:3]}")
-        model.variables[number].trainable = theirs[3]
-    if len(built) != len(published):
-        raise ValueError(f"Keras built {len(built)} variables of {len(published)}")
-
-
-def _backend(name: str) -> Any:
-    return importlib.import_module(f"onecopy.frameworks.{name}_keras")
+def adapter(backend: str) -> Any:
+    """What depends on it."""
+    return importlib.import_module(f"onecopy.frameworks.{backend}_keras")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable, UninitializedVariable
+from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
 
 from onecopy.frameworks import tensorflow_saved
 from onecopy.skeleton.parts import ALIGNMENT, Unshareable, address, in_mapping
@@ -60,10 +60,9 @@ class Taker:
         return partial(_refuse, refusal) if refusal else None
 
     def reducer(self, cls: type) -> Reducer | None:
-        if cls is ResourceVariable or cls is UninitializedVariable:
-            return _reduce_variable
         if issubclass(cls, tf.Variable):
-            return _refuse_variable
+            plain = issubclass(cls, BaseResourceVariable) and ".distribute." not in cls.__module__
+            return _reduce_variable if plain else _refuse_variable
         return tensorflow_saved.reduce_loaded if tensorflow_saved.is_loaded(cls) else None
 
     def _tensor(self, tensor: Any) -> int | None:

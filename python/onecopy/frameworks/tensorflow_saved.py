@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.checkpoint.graph_view import ObjectGraphView
+from tensorflow.python.checkpoint.trackable_view import TrackableView
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
 from tensorflow.python.saved_model import save as _save
 
@@ -78,7 +78,7 @@ def load(files: dict[str, Any], values: dict[tuple[str, ...], Any]) -> Any:
         loaded = tf.saved_model.load(folder, options=tf.saved_model.LoadOptions(experimental_skip_checkpoint=True))
         if any(name.startswith("assets/") for name in files):
             kept = loaded  # its functions may read them at any time
-    left = {id(one): one for one in ObjectGraphView(loaded).list_objects() if isinstance(one, BaseResourceVariable)}
+    left = {id(one): one for one in TrackableView(loaded).descendants() if isinstance(one, BaseResourceVariable)}
     for names, value in values.items():
         variable = loaded
         for name in names:
