@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.checkpoint.trackable_view import TrackableView
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
 from tensorflow.python.saved_model import save as _save
@@ -58,6 +59,10 @@ def reduce_loaded(loaded: Any) -> Any:
         except Exception as error:
             raise Unshareable(f"the SavedModel cannot be exported again: {type(error).__name__}: {error}") from error
         files = dict(_files(folder))
+    exported = saved_model_pb2.SavedModel.FromString(files["saved_model.pb"].tobytes())
+    for asset in exported.meta_graphs[0].asset_file_def:
+        if f"assets/{asset.filename}" not in files:
+            raise Unshareable(f"the SavedModel's file assets/{asset.filename} is gone from where it was loaded")
     values = {
         tuple(reference.name for reference in path): memory_of(node)
         for node, path in paths.items()
