@@ -12,6 +12,7 @@ import struct
 import tempfile
 import weakref
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from tasks import KEPT
 
 import onecopy
 from onecopy.frameworks import keras as adapter
 from onecopy.frameworks import keras_state
 from onecopy.skeleton import Unshareable, put_together, take_apart
-from tasks import KEPT
 
 DATA_START = 4096
 MIB = 1 << 20
@@ -151,7 +152,7 @@ class Values:
         parts = [tf.nest.flatten(one, expand_composites=True) for one in self.tensors]
         kinds = [type(one).__name__ for one in self.tensors] + [one.dtype.name for one in self.tensors]
         about = [self.same is self.variable, self.variable.trainable, self.variable.name]
-        return [self.keras, self.variable, *sum(parts, []), np.array(kinds), np.array(about)]
+        return [self.keras, self.variable, *chain(*parts), np.array(kinds), np.array(about)]
 
 
 def functional() -> Any:
@@ -167,9 +168,12 @@ def functional() -> Any:
 
 
 def sequential() -> Any:
-    lambda_layer = layers.Lambda(lambda x, by=numbers(1): x * by)
+    by = numbers(1)
+    lambda_layer = layers.Lambda(lambda x: x * by)
     rows = keras.initializers.Constant(numbers(500, 64))
-    return keras.Sequential([keras.Input((7,)), layers.Embedding(500, 64, rows), lambda_layer, layers.Flatten(), layers.Dense(2)])
+    return keras.Sequential(
+        [keras.Input((7,)), layers.Embedding(500, 64, rows), lambda_layer, layers.Flatten(), layers.Dense(2)]
+    )
 
 
 def custom() -> Any:
@@ -278,7 +282,10 @@ MODELS: dict[str, tuple[Callable[..., Any], Callable[[Any], list[Any]]]] = {
 def fingerprint(values: list[Any]) -> list[tuple[str, tuple[int, ...], str]]:
     arrays = [np.asarray(value) for value in values]
     datas = [repr(one.tolist()).encode() if one.dtype == object else one.tobytes() for one in arrays]
-    return [(one.dtype.str, one.shape, hashlib.sha256(data).hexdigest()[:12]) for one, data in zip(arrays, datas, strict=True)]
+    return [
+        (one.dtype.str, one.shape, hashlib.sha256(data).hexdigest()[:12])
+        for one, data in zip(arrays, datas, strict=True)
+    ]
 
 
 # -- Without a store: any model, however small.

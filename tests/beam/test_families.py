@@ -12,9 +12,10 @@ from beam_handlers import Net
 
 from onecopy.beam import SharedMemoryModelHandler, families
 
-
 # A class that says it is from there stands for it: Beam's module imports TensorFlow.
-TensorFlow = type("TFModelHandlerTensor", (ModelHandler,), {"__module__": "apache_beam.ml.inference.tensorflow_inference"})
+TensorFlow = type(
+    "TFModelHandlerTensor", (ModelHandler,), {"__module__": "apache_beam.ml.inference.tensorflow_inference"}
+)
 
 
 class Custom(ModelHandler):

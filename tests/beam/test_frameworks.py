@@ -105,7 +105,10 @@ def test_tensorflow(room, without_triton, namespace):
         "weights": weights(functools.partial(keras_models.residual, room)),
         "model": TFModelHandlerTensor(str(Path(room, "functional.keras")), max_batch_size=1),
     }
-    plain = {"weights": weights(functools.partial(keras_models.residual_without_sharing, room)), "model": inner["model"]}
+    plain = {
+        "weights": weights(functools.partial(keras_models.residual_without_sharing, room)),
+        "model": inner["model"],
+    }
     examples = list(np.random.default_rng(0).standard_normal((8, keras_models.WIDTH)).astype(np.float32))
     steps = {name: (SharedMemoryModelHandler(one, namespace=namespace), examples) for name, one in inner.items()}
     steps |= {f"plain {name}": (one, examples) for name, one in plain.items()}

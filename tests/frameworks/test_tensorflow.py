@@ -16,7 +16,18 @@ def test_the_same_in_another_process(publisher, attacher, tmp_path, name):
 def test_a_table_that_lies_is_an_error_and_no_abort(publisher, attacher, tmp_path):
     publisher("take_apart_into", str(tmp_path), "values")
     said = attacher("hostile", str(tmp_path))
-    words = ["multiple of 64", "buffer", "before the data area", "", "buffer", "", "string", "no such type", "float8", ""]
+    words = [
+        "multiple of 64",
+        "buffer",
+        "before the data area",
+        "",
+        "buffer",
+        "",
+        "string",
+        "no such type",
+        "float8",
+        "",
+    ]
     assert len(said) == len(words)
     for one, word in zip(said, words, strict=True):
         assert re.match(r"(ValueError|TypeError|MemoryError): ", one), said

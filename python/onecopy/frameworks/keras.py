@@ -5,7 +5,6 @@ to a layer, never by the names that Keras makes up. While Keras builds the model
 on; then each layer loads its own variables from the shared ones.
 """
 
-# ruff: noqa: SLF001 (Keras has no public way to walk a model's state)
 from __future__ import annotations
 
 import importlib
@@ -114,7 +113,9 @@ def _reduce(model: Any) -> Any:
                 f"variable {variable.path} is not among what its layer saves (`save_own_variables`): merge LoRA weights, or "
                 "save it there"
             )
-    return put_together, (Blueprint(settings(), _config_of(model), _custom_classes({type(one) for _, one in walked}), state),)
+    return put_together, (
+        Blueprint(settings(), _config_of(model), _custom_classes({type(one) for _, one in walked}), state),
+    )
 
 
 def check_layer(layer: Any) -> None:

@@ -39,9 +39,7 @@ def reduce(layer: Any) -> Any:
     attributes = {
         name: _unwrapped(value)
         for name, value in _attributes(layer).items()
-        if (name not in base or name in _KEPT)
-        and name not in keras_state.OF_TRAINING
-        and not name.startswith("_self_")
+        if (name not in base or name in _KEPT) and name not in keras_state.OF_TRAINING and not name.startswith("_self_")
     }
     about = {
         "settings": settings(),
@@ -52,7 +50,7 @@ def reduce(layer: Any) -> Any:
     return new, (type(layer),), (about, attributes), None, None, fill
 
 
-def new(cls: type) -> Any:
+def new(cls: Any) -> Any:
     """Unpickles a layer that `fill` makes whole: it may refer to itself."""
     return cls.__new__(cls)
 

@@ -7,6 +7,7 @@ import functools
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,22 +63,21 @@ def walk(root: Any) -> Iterator[tuple[str, Any]]:
         else:
             children = [(f"{place}[{number}]", child) for number, child in enumerate(one)]
         waiting += [
-            (where, child) for where, child in reversed(children) if isinstance(child, (KerasSaveable, dict, list, tuple))
+            (where, child)
+            for where, child in reversed(children)
+            if isinstance(child, (KerasSaveable, dict, list, tuple))
         ]
 
 
-def _children(one: Any) -> Iterator[tuple[str, Any]]:
+def _children(one: Any) -> list[tuple[str, Any]]:
     kind = one._obj_type()
-    if kind in ("Sequential", "Functional"):
-        yield "layers", one.layers
+    children = [("layers", one.layers)] if kind in ("Sequential", "Functional") else []
     skipped = _not_walked(kind) | (OF_TRAINING if isinstance(one, keras.Model) else set())
     for name in sorted(dir(one)):
         if not name.startswith("__") and name not in skipped:
-            try:
-                child = getattr(one, name)
-            except Exception:  # a property of the user's, which nobody asked for
-                continue
-            yield name, child
+            with suppress(Exception):  # a property of the user's, which nobody asked for
+                children.append((name, getattr(one, name)))
+    return children
 
 
 @functools.cache
@@ -124,8 +124,12 @@ def load(one: Any, state: State) -> None:
     if _class_name(one) != state.cls:
         raise ValueError(f"Keras built a {_class_name(one)} at {state.place}, not a {state.cls}")
     if state.policy and state.policy != one.dtype_policy.name:
-        if not isinstance(one, (Functional, keras.Sequential)):  # these compute nothing, and do not say what they compute in
-            raise ValueError(f"Keras built {state.place or 'the model'} to compute in {one.dtype_policy.name}, not in {state.policy}")
+        if not isinstance(
+            one, (Functional, keras.Sequential)
+        ):  # these compute nothing, and do not say what they compute in
+            raise ValueError(
+                f"Keras built {state.place or 'the model'} to compute in {one.dtype_policy.name}, not in {state.policy}"
+            )
         one.dtype_policy = state.policy
     for name, value in state.attributes.items():
         _set_attribute(one, name, value)

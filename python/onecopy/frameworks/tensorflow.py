@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +28,13 @@ EagerTensor: Any = tf.__internal__.EagerTensor
 
 # What DLPack has no word for, and TensorFlow can take for integers of the same size. The rest (strings, float8, int4) is
 # pickled with its values, and private.
-_CARRIERS = {
+_CARRIERS: dict[Any, np.dtype[Any]] = {
     **{tf.as_dtype(np.dtype(code)): np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")},
     **{tf.as_dtype(np.dtype(code)): np.dtype(code) for code in ("f2", "f4", "f8", "c8", "c16")},
     tf.bfloat16: np.dtype("u2"),
-    **{tf.qint8: np.dtype("i1"), tf.quint8: np.dtype("u1"), tf.qint32: np.dtype("i4")},
+    tf.qint8: np.dtype("i1"),
+    tf.quint8: np.dtype("u1"),
+    tf.qint32: np.dtype("i4"),
 }
 
 
@@ -130,7 +133,7 @@ class Mover:
 def build(columns: Any, mapping: object, data_start: int, table: MutableMapping[int, object]) -> None:
     numbers, shapes, dtypes, offsets = columns
     places = in_mapping(data_start, offsets)
-    table.update(zip(numbers, [tensor_over(mapping, *row) for row in zip(places, shapes, dtypes)], strict=True))
+    table.update(zip(numbers, map(tensor_over, repeat(mapping), places, shapes, dtypes), strict=True))
 
 
 @contextmanager
@@ -150,7 +153,8 @@ def tensor_over(buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) ->
     carrier = _CARRIERS.get(kind)
     if carrier is None:
         raise ValueError(f"a tensor of {dtype} over shared memory: TensorFlow cannot take that from outside")
-    array: Any = np.ndarray(shape, carrier, buffer, offset)
+    ndarray: Any = np.ndarray
+    array = ndarray(shape, carrier, buffer, offset)
     if not array.nbytes:
         return tf.zeros(shape, kind)
     if address(array) % ALIGNMENT:

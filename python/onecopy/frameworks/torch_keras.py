@@ -22,10 +22,10 @@ def building(stack: ExitStack) -> Zeros:
     def with_zeros(_before: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         def initialize(variable: Any, _initializer: Any) -> None:
             dtype = getattr(torch, variable._dtype)
-            empty = torch.empty(0, dtype=dtype, device="cpu")
-            nbytes = torch.Size(variable._shape).numel() * dtype.itemsize
-            storage = storage_over(zeros.buffer(nbytes), 0, nbytes)
-            variable._initialize(empty.set_(storage, 0, tuple(variable._shape)))
+            like = torch.empty(tuple(variable._shape), dtype=dtype, device="meta")
+            storage = storage_over(zeros.buffer(like.nbytes), 0, like.nbytes)
+            tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, like.shape, like.stride())
+            variable._initialize(tensor)
 
         return initialize
 
