@@ -37,7 +37,7 @@ def test_one_copy(publisher, attacher, namespace):
     assert publisher("computed", "model") == expected
     assert store.verify("model") > 64 * MIB
 
-    assert {who[0] for who in store.show("model")[0].holders} == {publisher.pid, attacher.pid}
+    wait_until(lambda: {who[0] for who in store.show("model")[0].holders} == {publisher.pid, attacher.pid})
     attacher("keep_a_tensor", "model")
     assert attacher.pid in [who[0] for who in store.show("model")[0].holders]
     attacher("drop_the_tensor")
