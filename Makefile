@@ -136,9 +136,9 @@ wheel: build ## build the wheel, install it into an empty environment, share num
 .PHONY: pins
 pins: | $(UV) ## resolve requirements/dev.in anew into requirements/dev.txt
 	$(UV) pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	    --output-file requirements/dev.txt requirements/dev.in
+	    --overrides requirements/overrides.txt --output-file requirements/dev.txt requirements/dev.in
 	$(UV) pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	    --constraint requirements/dev.txt --output-file requirements/bench.txt requirements/bench.in
+	    --constraint requirements/dev.txt --overrides requirements/overrides.txt --output-file requirements/bench.txt requirements/bench.in
 
 .PHONY: clean
 clean: ## remove what the targets made, the environment included

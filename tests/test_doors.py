@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / "python" / "onecopy"
 CORE = ROOT / "rust" / "core" / "src"
-FRAMEWORKS = {"torch", "tensorflow", "jax", "sklearn", "apache_beam", "transformers", "scipy", "pandas"}
+FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "sklearn", "apache_beam", "transformers", "scipy", "pandas"}
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -45,7 +45,7 @@ def test_a_framework_file_knows_its_framework_and_numpy():
     files = [file for file in (PYTHON / "frameworks").glob("*.py") if file.stem != "__init__"]
     assert files
     for file in files:
-        others = {top(module) for module in imported(file)} & FRAMEWORKS - {file.stem.partition("_")[0]}
+        others = {top(module) for module in imported(file)} & FRAMEWORKS - set(file.stem.split("_"))
         assert not others, f"{file} imports {others}: one framework per file, so that the others need not be installed"
 
 

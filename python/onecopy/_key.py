@@ -23,12 +23,18 @@ MAX_NAME = 143
 def compatibility() -> str:
     """Versions that make bytes incompatible, from their metadata: nothing is imported for it."""
     words = [f"format {FORMAT}", f"python {'.'.join(platform.python_version_tuple()[:2])}"]
-    for package in ("numpy", "torch"):
-        try:
-            words.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            words.append(f"no {package}")
+    # TensorFlow without CUDA comes under a name of its own.
+    for package, *others in (("numpy",), ("torch",), ("tensorflow", "tensorflow-cpu"), ("keras",)):
+        version = next(filter(None, map(_version, (package, *others))), None)
+        words.append(f"{package} {version}" if version else f"no {package}")
     return ", ".join(words)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def of(key: ModelKey) -> tuple[str, str, str]:

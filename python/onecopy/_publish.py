@@ -71,7 +71,7 @@ def publish(
 
 
 def _fill(publishing: Any, parts: skeleton.Parts) -> int:
-    """Copies every buffer; the bytes whose source stays, because nothing could be re-pointed."""
+    """Copies every buffer; the bytes whose source stays, because nothing could be re-pointed or its allocator keeps it."""
     window = publishing.mapping()
     note(window)
     trim_after = _trim_after(parts)
@@ -83,6 +83,9 @@ def _fill(publishing: Any, parts: skeleton.Parts) -> int:
             continue
         buffer.repoint(window, offset)
         buffer.source = None
+        if not buffer.returned:
+            kept_bytes += buffer.nbytes
+            continue
         freed += buffer.nbytes
         if freed >= trim_after:
             _core.trim()
@@ -104,7 +107,7 @@ def _excess(parts: skeleton.Parts) -> int:
     for buffer in parts.buffers:
         excess += buffer.nbytes
         most = max(most, excess)
-        if buffer.repoint is not None:
+        if buffer.repoint is not None and buffer.returned:
             waiting += buffer.nbytes
             if waiting >= trim_after:
                 excess -= waiting

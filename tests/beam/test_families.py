@@ -12,6 +12,11 @@ from beam_handlers import Net
 
 from onecopy.beam import SharedMemoryModelHandler, families
 
+# A class that says it is from there stands for it: Beam's module imports TensorFlow.
+TensorFlow = type(
+    "TFModelHandlerTensor", (ModelHandler,), {"__module__": "apache_beam.ml.inference.tensorflow_inference"}
+)
+
 
 class Custom(ModelHandler):
     pass
@@ -36,6 +41,7 @@ ACTIVE = {
     "torch copies": lambda: torch_handler(model_copies=2),
     "sklearn": lambda: SklearnModelHandlerNumpy("a.pkl"),
     "sklearn pandas": lambda: SklearnModelHandlerPandas("a.pkl"),
+    "tensorflow": TensorFlow,
     "custom": Custom,
     "keyed": lambda: KeyedModelHandler(torch_handler()),
     "maybe keyed": lambda: MaybeKeyedModelHandler(torch_handler()),

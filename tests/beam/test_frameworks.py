@@ -1,7 +1,9 @@
 """The families of Beam's own handlers, in two processes each, against the handler without the wrapper."""
 
+import functools
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from apache_beam.ml.inference.base import RunInference
-from beam_handlers import Meet
+from beam_handlers import Meet, counted
 from beam_jobs import doorkeeper, run
 
 from onecopy.beam import SharedMemoryModelHandler
@@ -86,6 +88,41 @@ def without_triton(room, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}")
     if "triton" not in sys.modules:
         monkeypatch.setitem(sys.modules, "triton", None)
+
+
+def test_tensorflow(room, without_triton, namespace):
+    """Beside the same handlers without the wrapper, in the same processes: here TensorFlow would be in the way of forks."""
+    from apache_beam.ml.inference.tensorflow_inference import ModelType, TFModelHandlerNumpy, TFModelHandlerTensor
+
+    here = Path(__file__).parent
+    # Keras's files are the same with torch below it, which is here sooner.
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    subprocess.run([sys.executable, here / "keras_models.py", room], check=True, capture_output=True, env=environment)
+    import keras_models
+
+    weights = functools.partial(
+        TFModelHandlerNumpy, str(Path(room, "residual.weights.h5")), ModelType.SAVED_WEIGHTS, max_batch_size=1
+    )
+    inner = {
+        "weights": weights(functools.partial(keras_models.residual, room)),
+        "model": TFModelHandlerTensor(str(Path(room, "functional.keras")), max_batch_size=1),
+    }
+    plain = {
+        "weights": weights(functools.partial(keras_models.residual_without_sharing, room)),
+        "model": inner["model"],
+    }
+    examples = list(np.random.default_rng(0).standard_normal((8, keras_models.WIDTH)).astype(np.float32))
+    steps = {name: (SharedMemoryModelHandler(one, namespace=namespace), examples) for name, one in inner.items()}
+    steps |= {f"plain {name}": (one, examples) for name, one in plain.items()}
+    results, metrics = in_two_processes(room, steps)
+    assert (metrics["shared_model_published_counter"], metrics["shared_model_attached_counter"]) == (2, 2)
+    assert metrics["shared_model_fallback_counter"] == 0
+    assert len(counted(room, "loads")) == 1
+    assert len(set(counted(room, "loads without sharing"))) == 2
+    for name in inner:
+        alone = sorted_bytes(result.inference for result in results[f"plain {name}"])
+        assert len(alone) == 8
+        assert sorted_bytes(result.inference for result in results[name]) == alone
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from apache_beam.ml.inference import base
 
 # Modules of Beam whose handlers keep no weights in this process's own memory, or keep them where no adapter reaches.
 _NO_ADAPTER = {
-    "apache_beam.ml.inference.tensorflow_inference": "TensorFlow owns the memory of its weights",
     "apache_beam.ml.inference.onnx_inference": "ONNX Runtime copies the weights into its session",
     "apache_beam.ml.inference.xgboost_inference": "XGBoost keeps its trees in memory of its own",
     "apache_beam.ml.inference.tensorrt_inference": "TensorRT engines live on the GPU",
     "apache_beam.ml.inference.vllm_inference": "vLLM runs the model in a server of its own",
     "apache_beam.ml.inference.agent_development_kit": "it calls a remote service",
 }
+# transformers' models for TensorFlow are Keras 2's, which keep their weights in their pickle.
+_OF_KERAS_2 = "TensorFlow owns the memory of its weights"
 # How Beam's pass-through handlers name the handler inside (KeyedModelHandler; with_preprocess_fn and its kin).
 _INSIDE = ("_unkeyed", "_base")
 
@@ -67,10 +68,10 @@ def _by_parameters(handler: base.ModelHandler) -> str:
     if have.get("_torch_script_model_path"):
         return "TorchScript modules cannot be pickled"
     if have.get("_framework") == "tf" or getattr(have.get("_model_class"), "__name__", "").startswith("TF"):
-        return "TensorFlow owns the memory of its weights"
+        return _OF_KERAS_2
     load_args = [have.get(name) or {} for name in ("_load_pipeline_args", "_model_config_args")]
     if any(args.get("framework") == "tf" for args in load_args):
-        return "TensorFlow owns the memory of its weights"
+        return _OF_KERAS_2
     devices = [have.get("_device")] + [args.get(name) for args in load_args for name in ("device", "device_map")]
     for device in devices:
         if device is not None and not _is_cpu(device):

@@ -36,7 +36,7 @@ class Taker(Protocol):
         """All is met and merged; last chance to replace an extent by a copy."""
 
     def columns(self) -> object:
-        """What `build` needs, to be pickled. All is placed."""
+        """What `build` needs, to be pickled, or None: the object has nothing of it. All is placed."""
 
 
 class Framework(Protocol):
@@ -49,13 +49,17 @@ class Framework(Protocol):
     def rebuilding(self) -> AbstractContextManager[None]: ...
 
 
+#: Those that are looked for beside NumPy, in the order in which they are asked. Keras comes last: on torch its models are modules.
+_KNOWN = ("torch", "tensorflow", "keras")
+
+
 def names() -> list[str]:
     """Frameworks in use in this process. An object can hold tensors of no other."""
-    return ["numpy", *(["torch"] if "torch" in sys.modules else [])]
+    return ["numpy", *(name for name in _KNOWN if name in sys.modules)]
 
 
 def load(name: str) -> Framework:
-    if name not in ("numpy", "torch"):
+    if name not in ("numpy", *_KNOWN):
         raise ValueError(f"this version of onecopy knows no framework {name!r}")
     module: Any = importlib.import_module(f"onecopy.frameworks.{name}")
     framework: Framework = module

@@ -19,6 +19,8 @@ class Mover:
     The storage itself is never resized or swapped: a NumPy array that somebody made from it would dangle.
     """
 
+    returns_memory = True
+
     def __init__(self, tensors: Sequence[Tensor], nbytes: int) -> None:
         self._nbytes = nbytes
         # Weakly: torch's reducers make tensors of their own on the way, and moving those frees nothing.

@@ -153,7 +153,8 @@ def _skeleton(obj: object, pickler: type, trouble: str = "") -> tuple[bytes, int
     for taker in takers.values():
         taker.settle()
     data_bytes = extents.place()
-    columns = {name: taker.columns() for name, taker in takers.items()}
+    # Who attaches need not import what the object has nothing of.
+    columns = {name: columns for name, taker in takers.items() if (columns := taker.columns()) is not None}
     table = pickle.dumps(
         (data_bytes, columns, _unpickler_of(pickler), main_module.script(), names, trouble), protocol=5
     )

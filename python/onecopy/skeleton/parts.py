@@ -36,6 +36,9 @@ class Buffer:
     #: ``repoint(mapping, absolute_offset)``: the torch tensors over this memory look at the mapping from then on.
     #: None: something else looks at it too, so the memory stays in use as long as the object lives.
     repoint: Callable[[object, int], None] | None
+    returned: bool = (
+        True  #: whether memory that nobody looks at any more goes back to the system; if not, it stays pooled
+    )
 
 
 @dataclass
@@ -48,6 +51,9 @@ class Parts:
 
 class Mover(Protocol):
     """Re-points everything that looks at one extent. Must hold no reference to its memory."""
+
+    #: Whether the framework gives the memory back, where nobody looks at it any more.
+    returns_memory: bool
 
     def alive(self) -> bool:
         """Whether somebody other than the pickler still looks at the extent."""
@@ -165,5 +171,6 @@ def _buffer(region: _Region) -> Buffer:
 
     source = np.asarray(_Export(region.start, nbytes, [extent.keep for extent in region.extents]))
     movable = len(movers) == len(region.extents)
+    returned = all(mover.returns_memory for _, mover in movers)
     region.extents.clear()  # region and extents refer to each other: left so, only a collection would free the memory
-    return Buffer(region.offset, nbytes, source, repoint if movable else None)
+    return Buffer(region.offset, nbytes, source, repoint if movable else None, returned)
