@@ -21,7 +21,7 @@ def load(handler: Any) -> Module:
 
     Raises DiffersError, and what torch and the model's class raise.
     """
-    path, arguments = handler._state_dict_path, handler._load_model_args or {}  # noqa: SLF001
+    path, arguments = handler._state_dict_path, getattr(handler, "_load_model_args", None) or {}  # noqa: SLF001
     weights = torch.load(path, map_location="cpu", mmap=True, **arguments)
     with _Undrawn() as undrawn:
         model = handler._model_class(**(handler._model_params or {}))  # noqa: SLF001
