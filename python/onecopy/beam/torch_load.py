@@ -59,7 +59,8 @@ def unmapped(model: Any) -> Any:
 
 def _is_local(inner: Any) -> bool:
     path = getattr(inner, "_state_dict_path", None)
-    # Who says `mmap` has made up his mind.
-    if not isinstance(path, str) or not os.path.isfile(path) or "mmap" in (getattr(inner, "_load_model_args", None) or {}):  # noqa: PTH113
+    if "mmap" in (getattr(inner, "_load_model_args", None) or {}):  # who says it has made up his mind
+        return False
+    if not isinstance(path, str) or not os.path.isfile(path):  # noqa: PTH113
         return False
     return isinstance(FileSystems.get_filesystem(path), LocalFileSystem)
