@@ -23,7 +23,7 @@ from machine import rollup, status, touch_segment
 from peers import ALL, OURS
 from peers.peer import Peer
 from rounds import ROUNDS
-from shapes import BERT, Shape
+from shapes import BERT, T5, Shape
 
 STEADY = 3
 #: Bytes from which one round must do.
@@ -151,10 +151,10 @@ def measure(shape: Shape) -> dict[str, Measured | Cannot]:
         with assembled(group, shape) as served:
             outputs: dict[str, Seen] = {}
             # Many sizes and large ones, a few rounds each: a copy of gigabytes takes a peer seconds. What the pages cost is
-            # asked for one model.
+            # asked for the real models.
             few = shape is not BERT
             for _, one in by_rounds(served, min(ROUNDS, 3 if shape.size < HUGE else 1) if few else ROUNDS):
-                seen = once(one, shape, each[one.peer.name], read=not few)
+                seen = once(one, shape, each[one.peer.name], read=shape in (BERT, T5))
                 if one.peer is OURS:
                     with Child(mapping, one.putter.pid) as child:
                         child()
