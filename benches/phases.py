@@ -102,7 +102,12 @@ def attach(shape_name: str, namespace: str) -> None:
     assert holder.info.role == "attacher"
     parts = phases.milliseconds
     parts["modules, by pickle"] = parts.pop("all of rebuilding") - parts["tensors"] - parts["its table"]
-    found = {"milliseconds": parts, "page faults": faults, "first": inferences[0], "steady": statistics.median(inferences[1:])}
+    found = {
+        "milliseconds": parts,
+        "page faults": faults,
+        "first": inferences[0],
+        "steady": statistics.median(inferences[1:]),
+    }
     print(json.dumps(found), flush=True)
 
 
