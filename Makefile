@@ -60,15 +60,17 @@ build: $(EXTENSION) ## the environment (.venv) and the extension; every other ta
 demo: build ## semantic search over Python's manual: one copy of a real model under Beam, with proof
 	$(BIN)/python examples/semantic_search.py
 
-.PHONY: test test-rust test-soak test-python test-beam
+.PHONY: test test-rust test-soak test-python test-models test-beam
 test: build ## all tests; Python beside Rust, random killing and Beam, each told when it is done
-	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-python test-rust test-soak test-beam
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-python test-rust test-soak test-models test-beam
 test-rust: ## tests of the core, without Python
 	+cargo test --locked --package onecopy-core --features failpoints
 test-soak: build ## a minute of random killing; `make soak` takes ten
 	$(BIN)/python tests/soak.py --seconds 60
 test-python: build ## tests of the Python face
-	$(BIN)/python -m pytest -m "not beam and not odd"
+	$(BIN)/python -m pytest -m "not beam and not odd and not models"
+test-models: build ## whole models of the large frameworks
+	$(BIN)/python -m pytest -m models
 test-beam: build ## real pipelines with several SDK processes
 	$(BIN)/python -m pytest -m beam
 

@@ -38,6 +38,8 @@ class Shape:
         """Filled. Without gradients: all are for inference."""
         with _no_chance():
             model = self.build()
+        if hasattr(model, "tie_weights"):  # left out with the chance
+            model.tie_weights()
         if self.real is not None:
             missing, _ = model.load_state_dict(self.real(), strict=False)
             assert not missing, missing

@@ -10,11 +10,9 @@ import re
 import shutil
 import signal
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -28,19 +26,6 @@ ENDS_WITH_US = "multiprocessing.resource_tracker"
 NOT_OURS = re.compile(r"pytest|torchinductor_.*|beam-requirements-cache|tmp\w{8}|.*\.(address|lock)")
 # Seconds that processes which were told to end get for it; nothing is measured by it.
 TO_END = 30
-
-
-def leave(store: Any) -> None:
-    """This process out of the table of a core store, as at its exit, once its leases are given back.
-
-    The housekeeping thread is about to do that: what it did after the exit would make the registry anew.
-    """
-    # A test that failed keeps its models for ever, by its traceback: the bound is for that.
-    give_up = time.monotonic() + 20
-    while any(row["holders"] for row in store.list() if row["state"] == "ready") and time.monotonic() < give_up:
-        time.sleep(0.01)
-    # What is known not to be shareable is remembered as long as this process is in the table.
-    store.leave()
 
 
 @pytest.hookimpl(tryfirst=True)

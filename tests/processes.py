@@ -44,6 +44,23 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def leave(store: Any) -> None:
+    """This process out of the table of a core store, as at its exit, once its leases are given back.
+
+    The housekeeping thread is about to do that: what it did after the exit would enter the table anew.
+    """
+    # A test that failed keeps its models for ever, by its traceback: the bound is for that.
+    ends = time.monotonic() + 20
+    wait_until(lambda: not _holds(store) or time.monotonic() > ends)
+    # What is known not to be shareable is remembered as long as this process is in the table.
+    store.leave()
+
+
+def _holds(store: Any) -> bool:
+    ready = (row for row in store.list() if row["state"] == "ready")
+    return any(pid == os.getpid() for row in ready for pid, *_ in row["holders"])
+
+
 class Failed(Exception):  # noqa: N818 (it is an answer)
     """What the other process raised."""
 

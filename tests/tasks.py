@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 from verbs import verb  # noqa: F401 (a task, too)
 from walls import *  # noqa: F403 (tasks, too)
 
@@ -309,7 +310,7 @@ def leave(namespace: str) -> None:
     """As at exit: this process goes out of the namespace's table."""
     KEPT.clear()
     gc.collect()
-    process.core_store(process.Place(namespace)).leave()
+    processes.leave(process.core_store(process.Place(namespace)))
 
 
 # -- Forks.

@@ -17,6 +17,7 @@ from apart import MIB, OtherProcess, fingerprint, other_process
 from onecopy.skeleton import take_apart
 
 __all__ = ["other_process"]  # a fixture
+pytestmark = pytest.mark.models
 
 X = np.random.default_rng(7).normal(size=(4000, 100))
 Y = (X[:, 0] > X[:, 1] ** 2).astype(int)

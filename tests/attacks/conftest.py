@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from forge import Registry, Segment
-from leftovers import leave
-from processes import Failed, Forked
+from processes import Failed, Forked, leave
 from tasks import Model
 
 import onecopy

@@ -7,6 +7,8 @@ from processes import wait_until
 
 import onecopy
 
+pytestmark = pytest.mark.models
+
 KERAS = [
     "functional", "sequential", "custom", "tied", "transformer", "recurrent", "mixed", "int8", "preprocessing", "mobilenet",
     "layer",

@@ -6,6 +6,8 @@ import pytest
 
 from onecopy import _key
 
+pytestmark = pytest.mark.models
+
 
 @pytest.mark.parametrize("name", ["module", "values", "saved", "exported"])
 def test_the_same_in_another_process(publisher, attacher, tmp_path, name):
