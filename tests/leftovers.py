@@ -21,9 +21,9 @@ MARK = "ONECOPY_TEST_RUN"
 SHM = Path("/dev/shm")
 # Ends with us: one process of the standard library for all of multiprocessing.
 ENDS_WITH_US = "multiprocessing.resource_tracker"
-# Left by others: pytest's own folders, torch's compiler, and Beam (staging folders of its job service; the address files of
-# MultiProcessShared).
-NOT_OURS = re.compile(r"pytest|torchinductor_.*|beam-requirements-cache|tmp\w{8}|.*\.(address|lock)")
+# Left by others: pytest's own folders, torch's compiler, TensorFlow's (compiled files of what autograph writes), and Beam
+# (staging folders of its job service; the address files of MultiProcessShared).
+NOT_OURS = re.compile(r"pytest|torchinductor_.*|__pycache__|beam-requirements-cache|tmp\w{8}|.*\.(address|lock)")
 # Seconds that processes which were told to end get for it; nothing is measured by it.
 TO_END = 30
 
