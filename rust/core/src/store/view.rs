@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use rustix::mm::Advice;
+
 use super::process;
 use crate::registry::request::Holding;
 use crate::sys::mapping::{Ahead, Mapping};
@@ -96,6 +98,8 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         if let Some(mapping) = self.mapping.take() {
+            // A child forked before it is unmapped would have it for ever: this process's thread does not exist there.
+            let _ = mapping.advise_all(Advice::LinuxDontFork);
             let (uuid, place, counted) = (self.uuid, self.place.clone(), self.counted_here());
             process::current().retire(Retired { mapping, uuid, place, counted });
         }
