@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import leave, wait_until
+from processes import leave, within
 
 pytest_plugins = ["cgroups", "leftovers", "plain", "zygote"]
 
@@ -35,8 +34,7 @@ def namespace(run_name: str) -> Iterator[str]:
         store = process.core_store(process.Place(name))
         leave(store)
         # Others may be on their way out.
-        ends = time.monotonic() + 20
-        wait_until(lambda: store.remove_registry_if_unused() or time.monotonic() > ends)
+        assert within(20, store.remove_registry_if_unused)
     except OneCopyError:
         pass
     assert [left.name for left in Path("/dev/shm").glob(f"{prefix}*")] == []

@@ -44,14 +44,21 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def within(seconds: float, condition: Callable[[], object]) -> bool:
+    """Waits no longer than that, where a test that failed may have left something that never comes; whether it came."""
+    ends = time.monotonic() + seconds
+    while not (came := condition()) and time.monotonic() < ends:
+        time.sleep(0.01)
+    return bool(came)
+
+
 def leave(store: Any) -> None:
     """This process out of the table of a core store, as at its exit, once its leases are given back.
 
     The housekeeping thread is about to do that: what it did after the exit would enter the table anew.
     """
     # A test that failed keeps its models for ever, by its traceback: the bound is for that.
-    ends = time.monotonic() + 20
-    wait_until(lambda: not _holds(store) or time.monotonic() > ends)
+    within(20, lambda: not _holds(store))
     # What is known not to be shareable is remembered as long as this process is in the table.
     store.leave()
 
@@ -200,9 +207,7 @@ class Forked:
         self._stream.close()
         self._connection.close()
         # A test that failed may have left it in the middle of something that never ends.
-        ends = time.monotonic() + PATIENCE
-        wait_until(lambda: self.gone() or time.monotonic() > ends)
-        if not self.gone():
+        if not within(PATIENCE, self.gone):
             self.kill()
             raise AssertionError(f"process {self.pid} did not end by itself in {PATIENCE} s")
         said = self.said()

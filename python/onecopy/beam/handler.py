@@ -187,7 +187,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         elif word is None and self._on_unshareable == "raise":
             must = 'on_unshareable="raise"'
         wish = self._wish(must)
-        model = sharing.share(self._base, wish, map_weights=self._map_weights)
+        model = sharing.share(self._base, wish)
         if self._model_identifier:
             sharing.warn_of_namesakes(wish)
         return model
@@ -201,6 +201,7 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             timeout=self._timeout,
             linger=self._linger,
             must=must,
+            map_weights=self._map_weights,
         )
 
     def _before_inference(self, given: Any) -> Any:

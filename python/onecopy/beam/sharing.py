@@ -39,6 +39,7 @@ class Wish:
     timeout: float | None
     linger: float | None
     must: str
+    map_weights: bool
 
     @property
     def version(self) -> str:
@@ -76,7 +77,7 @@ class HandlerKey(process.ModelKey):
         return self._words
 
 
-def share(handler: base.ModelHandler, wish: Wish, *, map_weights: bool) -> Any:
+def share(handler: base.ModelHandler, wish: Wish) -> Any:
     """What `handler.load_model()` returns, shared if it can be; `loaded.find` knows it afterwards.
 
     Raises what `handler.load_model` raises, and, where `wish.must`, whatever kept it from being shared.
@@ -116,7 +117,7 @@ def share(handler: base.ModelHandler, wish: Wish, *, map_weights: bool) -> Any:
         acquired = process.acquire(
             wish.place,
             key,
-            torch_load.constructor(handler) if map_weights else handler.load_model,
+            torch_load.constructor(handler) if wish.map_weights else handler.load_model,
             # Not to wait for the one copy would make a second one.
             timeout=None if one_copy else wish.timeout,
             linger=wish.linger or 0.0,

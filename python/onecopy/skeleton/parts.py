@@ -36,9 +36,8 @@ class Buffer:
     #: ``repoint(mapping, absolute_offset)``: the torch tensors over this memory look at the mapping from then on.
     #: None: something else looks at it too, so the memory stays in use as long as the object lives.
     repoint: Callable[[object, int], None] | None
-    returned: bool = (
-        True  #: whether memory that nobody looks at any more goes back to the system; if not, it stays pooled
-    )
+    #: Whether memory that nobody looks at any more goes back to the system; if not, its allocator keeps it.
+    returned: bool = True
 
 
 @dataclass

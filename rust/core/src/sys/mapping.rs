@@ -125,8 +125,8 @@ impl Drop for Mapping {
 /// Pages to be mapped into the page table ahead of use.
 #[derive(Debug)]
 pub struct Ahead {
-    pub address: usize,
-    pub bytes: usize,
+    address: usize,
+    bytes: usize,
     /// Bytes a call.
     step: usize,
 }
