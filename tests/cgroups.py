@@ -12,6 +12,28 @@ import pytest
 from processes import wait_until
 
 
+def places(controller: str) -> Iterator[tuple[Path, Path]]:
+    """Where groups with that controller may be made: (where it is mounted, a group to make them in)."""
+    mounts = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ")
+        root, point = left.split()[3:5]
+        kind, _, options = right.split(maxsplit=2)
+        if kind == "cgroup2":
+            mounts[""] = root, point
+        elif kind == "cgroup" and controller in options.split(","):
+            mounts[controller] = root, point
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for name in controllers.split(","):
+            if name in mounts:
+                root, point = mounts[name]
+                own = Path(point) / path.removeprefix(root).lstrip("/")
+                # A group of version 2 with processes in it has no groups with limits below it.
+                for place in (own, own.parent) if name else (own.parent, own):
+                    yield Path(point), place
+
+
 class Group:
     """A memory cgroup, version 1 or 2 (cgroups(7)), below our own one or beside it."""
 
@@ -24,7 +46,7 @@ class Group:
     @classmethod
     def make(cls) -> Self | None:
         """None where this process may make none: it says so to whoever reads the output."""
-        for mounted_at, parent in cls._places():
+        for mounted_at, parent in places("memory"):
             path = parent / f"onecopy-test-{uuid.uuid4().hex[:12]}"
             with contextlib.suppress(OSError):
                 path.mkdir()
@@ -36,27 +58,6 @@ class Group:
                 else:
                     return group
         return None
-
-    @staticmethod
-    def _places() -> Iterator[tuple[Path, Path]]:
-        mounts = {}
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            left, right = line.split(" - ")
-            root, point = left.split()[3:5]
-            kind, _, options = right.split(maxsplit=2)
-            if kind == "cgroup2":
-                mounts[""] = root, point
-            elif kind == "cgroup" and "memory" in options.split(","):
-                mounts["memory"] = root, point
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for name in controllers.split(","):
-                if name in mounts:
-                    root, point = mounts[name]
-                    own = Path(point) / path.removeprefix(root).lstrip("/")
-                    # A group of version 2 with processes in it has no groups with limits below it.
-                    for place in (own, own.parent) if name else (own.parent, own):
-                        yield Path(point), place
 
     def _read(self, v1: str, v2: str) -> int:
         text = (self.path / (v2 if self.v2 else v1)).read_text().strip()

@@ -1,0 +1,102 @@
+"""What runs in the SDK workers around RunInference: the batches before it, the outputs after it, and notes of both.
+
+All workers begin a phase together, once each has ended the one before, so that what a phase took is the difference of what
+the whole group had used at its two ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import models
+from notes import ROOM, WEIGHTS, note
+
+#: A worker that was killed never comes; whoever runs the job ends it long before.
+PATIENCE = 900
+#: What this thread runs inference on, and the sum of its outputs' digests.
+DOING = threading.local()
+_loads: list[str] = []
+
+
+class Phase(NamedTuple):
+    batch: int
+    #: Batches of one worker.
+    calls: int
+
+
+class Part(NamedTuple):
+    """The work of one of so many workers."""
+
+    number: int
+    workers: int
+    model: str
+    phases: tuple[Phase, ...]
+
+
+def watch_loads() -> None:
+    """Every process that opens the model's file has loaded it, whatever the arm: it is said once."""
+    weights = os.environ.get(WEIGHTS)
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and not _loads and str(arguments[0]) == weights:
+            _loads.append(weights or "")
+            note("load")
+
+    if weights:
+        sys.addaudithook(heard)
+
+
+class Batches(beam.DoFn):
+    """Makes the batches of a part where they are used, one after the other; each is one element, RunInference does not batch."""
+
+    def process(self, part: Part) -> Iterator[list[Any]]:
+        note("ready")
+        examples = models.find(part.model).examples(max(phase.batch for phase in part.phases))
+        # The first prediction of each sets up what a first prediction sets up.
+        for number, phase in enumerate((Phase(part.phases[0].batch, 1), *part.phases)):
+            DOING.phase, DOING.call, DOING.digest = number, part.number, 0
+            note("begin", phase=number)
+            for call in range(phase.calls):
+                # The same batches, whoever has them.
+                DOING.call = part.number + call * part.workers
+                first = DOING.call * phase.batch
+                yield [examples[(first + at) % len(examples)] for at in range(phase.batch)]
+            note("end", phase=number, digest=DOING.digest, calls=phase.calls)
+            meet(number, part.workers)
+
+
+def meet(phase: int, workers: int) -> None:
+    """Until all have come that far."""
+    room = Path(os.environ[ROOM], f"met-{phase}")
+    room.mkdir(exist_ok=True)
+    (room / uuid.uuid4().hex).touch()
+    until = time.monotonic() + PATIENCE
+    while len(list(room.iterdir())) < workers:
+        if time.monotonic() > until:
+            raise TimeoutError(
+                f"phase {phase}: {len(list(room.iterdir()))} of {workers} workers came within {PATIENCE} s"
+            )
+        time.sleep(0.005)
+
+
+class Outputs(beam.DoFn):
+    """Adds up what the predictions are, in any order."""
+
+    def process(self, result: Any) -> None:
+        numbers = result.inference
+        content = numbers.numpy().tobytes() if hasattr(numbers, "numpy") else bytes(str(numbers), "utf-8")
+        place = f"{DOING.phase} {DOING.call}".encode()
+        DOING.digest += int.from_bytes(hashlib.blake2b(content, key=place, digest_size=6).digest(), "big")
+
+
+note("imported") if os.environ.get(ROOM) else None
+watch_loads()
