@@ -104,6 +104,11 @@ bench-report: $(PEERS) ## tables and plots of benches/README.md from the last ru
 growth: build ## what costs how much more with more leases, tags, tensors and bytes (benches/README.md)
 	$(BIN)/python benches/growth.py --json=benches/results/growth.json
 
+.PHONY: experiments
+# EXPERIMENTS=1,limit: these alone (1, pairs, 2, start, limit, death, gil). EXPERIMENTS_ROUNDS: fewer rounds, a quick look.
+experiments: build $(PEERS) ## the two experiments that RunInference's sharing began with, and four more: docs/experiments.md
+	$(BIN)/python benches/experiments/run.py $(subst $(comma), ,$(EXPERIMENTS))
+
 .PHONY: fuzz
 FUZZ_SECONDS ?= 1800
 CARGO_FUZZ := $(CACHE)/cargo-fuzz-0.13.1

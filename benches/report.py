@@ -26,9 +26,9 @@ def main() -> int:
         keep(json.loads(Path(path).read_text()))
     rows = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     drawn = plots.draw(rows, HERE / "plots")
-    splice("tables", tables.write(rows, drawn))
+    splice(README, "tables", tables.write(rows, drawn))
     if "growth" in rows:
-        splice("growth", tables.write_growth(rows["growth"], drawn))
+        splice(README, "growth", tables.write_growth(rows["growth"], drawn))
     return 0
 
 
@@ -79,13 +79,13 @@ def spread(values: list[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in (min(values), low, middle, high, max(values))]
 
 
-def splice(name: str, text: str) -> None:
+def splice(page: Path, name: str, text: str) -> None:
     """Between the markers of that name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = README.read_text().partition(begin)
+    before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(end)
-    assert after, f"{README} lacks its markers {begin}"
-    README.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
+    assert after, f"{page} lacks its markers {begin}"
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import paths  # noqa: F401 isort: skip (before what lies there)
+
 import contextlib
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from cgroups import Group, places
 from notes import read_cpu
 

@@ -10,6 +10,8 @@ from typing import Any
 
 #: In the environment of a job's processes: its folder, the file that counts its CPU time, and the model's file.
 ROOM, CPU, WEIGHTS = "EXPERIMENT_ROOM", "EXPERIMENT_CPU", "EXPERIMENT_WEIGHTS"
+#: In the folder, once the kernel has killed a process of the job: nobody waits for it any more.
+KILLED = "killed"
 
 
 def note(event: str, **facts: object) -> None:

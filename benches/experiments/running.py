@@ -29,7 +29,7 @@ NEIGHBOURS = 0.05
 REPEATS = 2
 #: Seconds between two looks at the group's memory.
 LOOK = 0.025
-#: Seconds that a job gets after a worker of it was killed, before it counts as one that hangs.
+#: Seconds that a job gets after the last worker of it was killed, before it counts as one that hangs.
 AFTER_A_KILL = 20.0
 LIMIT_S = 420.0
 
@@ -168,7 +168,8 @@ def watched(command: list[str], room: Path, files: Files, switch: str, group: ac
                 if group is not None:
                     peak = max(peak, group.unreclaimable())
                     if group.kills > kills:
-                        kills, killed_at = group.kills, min(killed_at, now)
+                        kills, killed_at = group.kills, now
+                        (room / notes.KILLED).touch()
                 if now > min(killed_at + AFTER_A_KILL, start + LIMIT_S):
                     how = "hung after a worker was killed" if killed_at < now else "took too long"
                     break

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import models
-from notes import ROOM, WEIGHTS, note
+from notes import KILLED, ROOM, WEIGHTS, note
 
-#: A worker that was killed never comes; whoever runs the job ends it long before.
+#: A worker that failed never comes; Beam ends the job of its own long before.
 PATIENCE = 900
 #: What this thread runs inference on, and the sum of its outputs' digests.
 DOING = threading.local()
@@ -80,7 +80,10 @@ def meet(phase: int, workers: int) -> None:
     room.mkdir(exist_ok=True)
     (room / uuid.uuid4().hex).touch()
     until = time.monotonic() + PATIENCE
+    killed = room.parent / KILLED
     while len(list(room.iterdir())) < workers:
+        if killed.exists():
+            raise RuntimeError(f"phase {phase}: another worker was killed")
         if time.monotonic() > until:
             raise TimeoutError(
                 f"phase {phase}: {len(list(room.iterdir()))} of {workers} workers came within {PATIENCE} s"

@@ -1,0 +1,178 @@
+"""Experiment 1: small models, where one copy per machine saves little and every call through a proxy costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plots
+import tables
+from arms import ARMS
+from plan import ROUNDS, Planned, Progress, play
+from plan import seconds as planned_seconds
+from spreads import Facts, finished, middle, of, ratios, steady_cpu, steady_wall, total_cpu, within
+
+#: vCPU hours of the document's Experiment 1 (100,000 images on Dataflow, mean of three), by our arm.
+PUBLISHED = {"one": 4.491, "containers": 4.052, "shared": 3.907, "mps": 4.749}
+N = 2
+IMAGES = ((1, 24), (4, 12), (16, 5))
+SENTENCES = ((1, 60), (16, 8))
+CALLS = ((1, 1500),)
+#: (model, processes, phases)
+SETS = [("MobileNetV2", N, IMAGES), ("MiniLM", N, SENTENCES), ("tiny", N, CALLS), ("MiniLM", 1, SENTENCES)]
+
+PLAN = [
+    *(Planned(arm, "MobileNetV2", N, IMAGES, 26, ROUNDS) for arm in ("shared", "onecopy")),
+    Planned("mps", "MobileNetV2", N, IMAGES, 28, 3),
+    *(Planned(arm, "MobileNetV2", N, IMAGES, 25, 2) for arm in ("one", "threads")),
+    *(Planned(arm, "MobileNetV2", N, IMAGES, 26) for arm in ("containers", "containers-onecopy", "off")),
+    *(Planned(arm, "MiniLM", N, SENTENCES, 18, ROUNDS) for arm in ("shared", "onecopy")),
+    Planned("mps", "MiniLM", N, SENTENCES, 18, 3),
+    *(Planned(arm, "tiny", N, CALLS, 12, ROUNDS) for arm in ("shared", "onecopy")),
+    Planned("mps", "tiny", N, CALLS, 16, 3),
+    *(Planned(arm, "tiny", N, CALLS, 12, 2) for arm in ("off",)),
+    *(Planned(arm, "tiny, with a lock", N, CALLS, 12, 2) for arm in ("shared", "onecopy")),
+    Planned("shared", "nothing", N, CALLS, 11, 2),
+    *(Planned(arm, "MiniLM", 1, SENTENCES, 13, ROUNDS) for arm in ("shared", "onecopy")),
+]
+SECONDS = planned_seconds(PLAN)
+
+
+def measure(progress: Progress) -> dict[str, Any]:
+    return {"runs": play(PLAN, progress)}
+
+
+def write(found: dict[str, Any]) -> str:
+    runs = found["runs"]
+    text = [published(of(runs, model="MobileNetV2"))]
+    for model, processes, _ in SETS:
+        mine = of(runs, model=model, processes=processes)
+        if mine:
+            text.append(details(model, processes, mine))
+    return "\n\n".join([*text, controls(runs)])
+
+
+def published(runs: list[Facts]) -> str:
+    """The document's table, ours beside it."""
+    shared = of(runs, arm="shared")
+    lines = []
+    for arm, known in ARMS.items():
+        mine = of(runs, arm=arm)
+        if not mine:
+            continue
+        hours = PUBLISHED.get(arm)
+        lines.append([
+            known.title,
+            f"{hours:.3f}" if hours else "",
+            f"{hours / PUBLISHED['shared']:.2f}" if hours else "",
+            middle((total_cpu(run) for run in mine), 1),
+            middle(ratios(mine, shared, total_cpu), 2),
+            middle((steady_cpu(run) for run in mine), 1),
+            middle(ratios(mine, shared, steady_cpu), 2),
+            middle(ratios(mine, shared, steady_wall), 2),
+            middle((run["peak"] / 2**20 for run in mine if run["peak"]), 0),
+            loads(mine),
+        ])  # fmt: skip
+    head = (
+        "", "published vCPU hours", "its ratio to shared.py", "here: CPU s, all", "ratio", "CPU s, steady", "ratio",
+        "wall, steady, ratio", "peak MiB", "loads",
+    )  # fmt: skip
+    return (
+        f"MobileNetV2 (Keras) through `TFModelHandlerTensor`, N = {N}; each figure is the median of its rounds (least to most); a ratio is of runs of the same round.\n\n"
+        f"{tables.markdown(head, lines)}\n\n{equal(runs)}"
+    )
+
+
+def details(model: str, processes: int, runs: list[Facts]) -> str:
+    """CPU of a call, by batch."""
+    shared = of(runs, arm="shared")
+    phases = runs[0]["phases"]
+    lines = []
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        mine = of(runs, arm=arm)
+        line = [ARMS[arm].title.replace("N processes", f"{processes} process" + "es" * (processes > 1))]
+        for at in range(len(phases)):
+            line += [middle(map(per_call(at), mine), 2), middle(ratios(mine, shared, per_call(at)), 3)]
+        line += [middle(ratios(mine, shared, steady_cpu), 3), middle(ratios(mine, shared, total_cpu), 3)]
+        lines.append(line)
+    head = ["CPU ms a call"]
+    for batch, _ in phases:
+        head += [f"batch {batch}", "to shared.py"]
+    text = tables.markdown([*head, "steady, all", "start and load too"], lines)
+    ours = of(runs, arm="onecopy")
+    title = (
+        f"**{model}, N = {processes}.** onecopy / shared.py: steady CPU {within(ratios(ours, shared, steady_cpu))}; "
+        f"total CPU {within(ratios(ours, shared, total_cpu))}."
+    )
+    return "\n\n".join([title, text, equal(runs)])
+
+
+def controls(runs: list[Facts]) -> str:
+    """What says whether the harness itself, or the wrapper where it does not share, costs anything."""
+    nothing, plain = of(runs, model="nothing"), of(runs, model="tiny, with a lock", arm="shared")
+    lines = [
+        ["no model: the job alone", middle(map(total_cpu, nothing), 1), "", middle((r["wall"] for r in nothing), 1)],
+    ]
+    for title, mine, beside in (
+        (
+            "tiny, onecopy switched off, to shared.py",
+            of(runs, model="tiny", arm="off"),
+            of(runs, model="tiny", arm="shared"),
+        ),
+        (
+            "a model that cannot be shared (a lock in it), onecopy, to shared.py",
+            of(runs, model="tiny, with a lock", arm="onecopy"),
+            plain,
+        ),
+    ):
+        lines.append([
+            title, middle(map(total_cpu, mine), 1), middle(ratios(mine, beside, steady_cpu), 3),
+            middle((run["wall"] for run in mine), 1),
+        ])  # fmt: skip
+    return "**Controls.**\n\n" + tables.markdown(["", "CPU s, all", "steady CPU, ratio", "wall s"], lines)
+
+
+def per_call(phase: int) -> Callable[[Facts], float | None]:
+    """CPU milliseconds."""
+
+    def value(run: Facts) -> float | None:
+        if len(run["steady"]) <= phase:
+            return None
+        one = run["steady"][phase]
+        return 1000 * float(one["cpu"]) / float(one["calls"])
+
+    return value
+
+
+def loads(runs: list[Facts]) -> str:
+    return " or ".join(map(str, sorted({run["loads"] for run in runs})))
+
+
+def equal(runs: list[Facts]) -> str:
+    digests = {run["digest"] for run in runs if finished(run)}
+    arms = len({run["arm"] for run in runs if finished(run)})
+    if len(digests) == 1:
+        return f"The outputs of all {arms} arms are equal, bit by bit."
+    return f"THE OUTPUTS DIFFER: {len(digests)} digests in {arms} arms."
+
+
+def draw(found: dict[str, Any], folder: Path) -> list[str]:
+    """CPU of a call of each arm, in calls of shared.py."""
+    figure, axes = plots.plt.subplots()
+    sets = [(model, processes) for model, processes, _ in SETS if of(found["runs"], model=model, processes=processes)]
+    arms = ("shared", "mps", "onecopy")
+    for at, arm in enumerate(arms):
+        for place, (model, processes) in enumerate(sets):
+            runs = of(found["runs"], model=model, processes=processes)
+            values = ratios(of(runs, arm=arm), of(runs, arm="shared"), steady_cpu)
+            if values:
+                label = ARMS[arm].title if place == 0 else None
+                axes.barh(place + (at - 1) * 0.27, statistics.median(values), 0.25, color=f"C{at}", label=label)
+                axes.plot(values, [place + (at - 1) * 0.27] * len(values), "k.", markersize=3)
+    axes.axvline(1, color="k", linestyle=":")
+    axes.set_yticks(range(len(sets)), [f"{model}, N = {processes}" for model, processes in sets])
+    axes.invert_yaxis()
+    axes.set(xlabel="steady CPU, shared.py = 1 (points: rounds)")
+    return [plots.save(figure, axes, folder, "experiment-1")]

@@ -1,0 +1,108 @@
+"""Experiment 2: a large model, of which one copy per process does not fit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import plots
+import tables
+from arms import ARMS
+from children import have_free_pages
+from first import equal, loads
+from plan import ROUNDS, Planned, Progress, play
+from plan import seconds as planned_seconds
+from spreads import Facts, finished, middle, of, ratios, steady_cpu, total_cpu, wall, within
+
+GIB = 1 << 30
+#: vCPU hours of the document's Experiment 2 (5,000 records, t5-large, n1-highmem-64); None: out of memory.
+PUBLISHED = {"one": 4123.431, "containers": None, "shared": None, "mps": 3466.0}
+MODEL = os.environ.get("EXPERIMENTS_LARGE", "t5-large")
+LIMIT = int(float(os.environ.get("EXPERIMENTS_LIMIT_GIB", "10")) * GIB)
+N = 4
+GENERATING = ((4, 2),)
+
+PLAN = [
+    Planned("shared", MODEL, N, GENERATING, 50, 1, LIMIT),
+    Planned("containers", MODEL, N, GENERATING, 50, 1, LIMIT),
+    Planned("one", MODEL, N, GENERATING, 45, 1, LIMIT),
+    Planned("threads", MODEL, N, GENERATING, 32, ROUNDS, LIMIT),
+    Planned("mps", MODEL, N, GENERATING, 60, 3, LIMIT),
+    Planned("by-hand", MODEL, N, GENERATING, 42, 2, LIMIT),
+    Planned("containers-onecopy", MODEL, N, GENERATING, 45, 1, LIMIT),
+    Planned("onecopy", MODEL, N, GENERATING, 45, ROUNDS, LIMIT),
+]
+SECONDS = planned_seconds(PLAN) + 30
+
+
+def measure(progress: Progress) -> dict[str, Any]:
+    # A guest's free memory may have to come from its host first, which would be the first arm's cost.
+    return {"model": MODEL, "runs": play(PLAN, progress, before=lambda: have_free_pages(min(LIMIT, 6 * GIB)))}
+
+
+def write(found: dict[str, Any]) -> str:
+    runs = found["runs"]
+    limit, batch, calls = runs[0]["limit"] / GIB, *runs[0]["phases"][0]
+    lines = []
+    for arm, known in ARMS.items():
+        mine = of(runs, arm=arm)
+        if mine:
+            lines.append(row(arm, known.title, mine))
+    head = (
+        "", "published vCPU hours", "here", "CPU s, all", "of it in the kernel", "until all have predicted", "steady", "wall s",
+        "first prediction after s", "peak GiB", "loads", "OOM kills",
+    )  # fmt: skip
+    ours, mps, threads = (of(runs, arm=arm) for arm in ("onecopy", "mps", "threads"))
+    title = (
+        f"{found['model']} through `PytorchModelHandlerTensor` and `generate`, N = {N}, {N * calls} batches of {batch}, "
+        f"at most {limit:.0f} GiB."
+    )
+    beside = ratios(ours, threads, steady_cpu)
+    compared = (
+        f"onecopy / large_model=True: CPU {middle(ratios(ours, mps, total_cpu), 2)}, wall {middle(ratios(ours, mps, wall), 2)}. "
+        f"onecopy / one process with {N} threads, steady CPU: {within(beside) or middle(beside, 3)}."
+    )
+    died = dict.fromkeys(
+        f"* {ARMS[run['arm']].title}: {run['how']}: `{run['why']}`" for run in runs if not finished(run)
+    )
+    return "\n\n".join([title, tables.markdown(head, lines), compared, equal(runs), *died])
+
+
+def row(arm: str, title: str, runs: list[Facts]) -> list[str]:
+    ended = (
+        "finished" if all(map(finished, runs)) else "out of memory" if any(run["kills"] for run in runs) else "failed"
+    )
+    hours = PUBLISHED.get(arm, "")
+    return [
+        title,
+        "out of memory" if hours is None else f"{hours:,.0f}" if hours else "",
+        ended,
+        middle((run["cpu"] for run in runs), 1),
+        middle((run["system"] for run in runs), 1),
+        middle((run.get("first_cpu") for run in runs), 1),
+        middle(map(steady_cpu, runs), 1),
+        middle((run["wall"] for run in runs), 1),
+        middle((run.get("first") for run in runs), 1),
+        middle((run["peak"] / GIB for run in runs if run["peak"]), 2),
+        loads(runs),
+        " or ".join(map(str, sorted({run["kills"] or 0 for run in runs}))),
+    ]
+
+
+def draw(found: dict[str, Any], folder: Path) -> list[str]:
+    """CPU and peak of each arm."""
+    figure, (left, right) = plots.plt.subplots(1, 2, sharey=True, figsize=(9, 3.6))
+    arms = [arm for arm in ARMS if of(found["runs"], arm=arm)]
+    for place, arm in enumerate(arms):
+        runs = of(found["runs"], arm=arm)
+        colour = "C3" if arm == "onecopy" else "C0" if all(map(finished, runs)) else "0.7"
+        left.barh(place, sum(run["cpu"] for run in runs) / len(runs), color=colour)
+        left.plot([run["cpu"] for run in runs], [place] * len(runs), "k.", markersize=3)
+        right.barh(place, max(run["peak"] or 0 for run in runs) / GIB, color=colour)
+    left.set_yticks(range(len(arms)), [ARMS[arm].title for arm in arms])
+    left.invert_yaxis()
+    left.set(xlabel="CPU s, all (grey: killed)")
+    right.axvline(found["runs"][0]["limit"] / GIB, color="k", linestyle=":", label="limit")
+    right.set(xlabel="peak GiB")
+    return [plots.save(figure, right, folder, "experiment-2")]

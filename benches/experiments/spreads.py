@@ -1,0 +1,73 @@
+"""What the tables say of many rounds: the middle, how far they lie apart, and ratios of arms that ran in the same round."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from scipy import stats
+
+Facts = dict[str, Any]
+
+
+def of(runs: Iterable[Facts], **wanted: Any) -> list[Facts]:
+    """Those with these values."""
+    return [run for run in runs if all(run[name] == value for name, value in wanted.items())]
+
+
+def ratios(runs: Iterable[Facts], other: Iterable[Facts], value: Callable[[Facts], float | None]) -> list[float]:
+    """value / value of the other arm's run in the same round."""
+    beside = {run["round"]: value(run) for run in other}
+    found = []
+    for run in runs:
+        mine, theirs = value(run), beside.get(run["round"])
+        if mine is not None and theirs:
+            found.append(mine / theirs)
+    return found
+
+
+def middle(values: Iterable[float | None], digits: int = 1) -> str:
+    """Median (least to most)."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    text = f"{statistics.median(known):,.{digits}f}"
+    return text if len(known) == 1 else f"{text} ({min(known):,.{digits}f} to {max(known):,.{digits}f})"
+
+
+def interval(values: list[float], confidence: float = 0.95) -> list[float]:
+    """Of a ratio: its mean and interval, by Student's t of the logarithms."""
+    logs = [math.log(value) for value in values]
+    mean = statistics.mean(logs)
+    off = stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return [math.exp(mean - off), math.exp(mean), math.exp(mean + off)]
+
+
+def within(values: list[float]) -> str:
+    """The interval in words, where there is one."""
+    if len(values) < 3:
+        return ""
+    low, mean, high = interval(values)
+    return f"{mean:.3f}, 95 % interval {low:.3f} to {high:.3f} ({len(values)} rounds)"
+
+
+def steady_cpu(run: Facts) -> float | None:
+    return sum(phase["cpu"] for phase in run["steady"]) if finished(run) else None
+
+
+def steady_wall(run: Facts) -> float | None:
+    return sum(phase["wall"] for phase in run["steady"]) if finished(run) else None
+
+
+def total_cpu(run: Facts) -> float | None:
+    return run["cpu"] if finished(run) else None
+
+
+def wall(run: Facts) -> float | None:
+    return run["wall"] if finished(run) else None
+
+
+def finished(run: Facts) -> bool:
+    return run["rc"] == 0
