@@ -1,0 +1,214 @@
+"""What more CPUs would show, simulated: N clients of one server with one GIL, and N processes that need nobody.
+
+Nothing here is measured; what goes in is (gil.py: one client alone). The rules:
+
+* A client asks again as soon as it has its answer. Durations are always the same, which favours the server: no bursts.
+* The server's Python (receiving, unpickling, calling, pickling, sending) holds the GIL; its kernels do not, and run in parallel,
+  one thread a client. Between two kernels a thread needs the GIL again.
+* The server's process is the first client's, too: that one's own Python holds the same GIL.
+* Who waits for the GIL or a CPU waits in a row; both are taken away after the interpreter's switch interval, 5 ms.
+* Half of what one call takes beyond its CPU time (sockets, waking up) passes on the way there, half on the way back, on no CPU.
+* Memory's bandwidth, caches, NUMA and hyperthreads are not modelled, for either side.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import plots
+from tables import markdown
+
+CORES, MANY = (2, 4, 16, 64), 64
+CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+SLICE = 0.005
+
+HEAD = """\
+**Simulated: one server with one GIL, and N processes**
+
+Not measured: a simulation (benches/experiments/queueing.py has its rules) fed with what one call costs where one client alone \
+calls from another process than the server's. Its inputs, measured, ms a call:"""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one call. `alone`: of a process that has the model itself; all others: through the server."""
+
+    client: float
+    python: float
+    server: float
+    kernels: float
+    pieces: int
+    waiting: float
+    alone: float
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    costs: Costs
+    #: Calls a second as measured, by the number of clients.
+    served: dict[int, float]
+    ours: dict[int, float]
+
+
+class Place:
+    """So many can be in it at once."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.row: deque[Any] = deque()
+
+
+class Agenda:
+    """Processes are generators: they give the seconds that pass, or the place that they want to be in."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, int, Any]] = []
+        self._number = itertools.count()
+
+    def add(self, process: Any, after: float = 0.0) -> None:
+        heapq.heappush(self._due, (self.now + after, next(self._number), process))
+
+    def step(self) -> None:
+        self.now, _, process = heapq.heappop(self._due)
+        for wish in process:
+            if isinstance(wish, float):
+                self.add(process, wish)
+                return
+            if not wish.free:
+                wish.row.append(process)
+                return
+            wish.free -= 1
+
+    def leave(self, place: Place) -> None:
+        if place.row:
+            self.add(place.row.popleft())
+        else:
+            place.free += 1
+
+    def busy(self, seconds: float, *places: Place) -> Iterator[float | Place]:
+        while seconds > 0:
+            yield from places
+            yield min(seconds, SLICE)
+            for place in reversed(places):
+                self.leave(place)
+            seconds -= SLICE
+
+
+@functools.cache
+def served(costs: Costs, clients: int, cores: int) -> float:
+    """Calls a second through one server, simulated."""
+    agenda, gil, cpus = Agenda(), Place(1), Place(cores)
+    done = 0
+
+    def client(number: int) -> Iterator[float | Place]:
+        nonlocal done
+        own = (gil, cpus) if not number else (cpus,)
+        while True:
+            yield from agenda.busy(costs.client / 2, *own)
+            yield costs.waiting / 2
+            yield from agenda.busy(costs.python, gil, cpus)
+            for _ in range(costs.pieces):
+                yield from agenda.busy(costs.server / costs.pieces, gil, cpus)
+                yield from agenda.busy(costs.kernels / costs.pieces, cpus)
+            yield costs.waiting / 2
+            yield from agenda.busy(costs.client / 2, *own)
+            done += 1
+
+    for number in range(clients):
+        agenda.add(client(number))
+    # Until it runs evenly, and as long again.
+    half = 20 * clients
+    while done < half:
+        agenda.step()
+    since, first = agenda.now, done
+    while done < 2 * half:
+        agenda.step()
+    return (done - first) / (agenda.now - since)
+
+
+def independent(costs: Costs, clients: int, cores: int) -> float:
+    """Calls a second of processes that share nothing but the CPUs."""
+    return min(clients, cores) / costs.alone
+
+
+def write(cases: list[Case]) -> str:
+    text = [
+        HEAD,
+        inputs(cases),
+        f"The simulation beside what was measured, on {cpus()} CPUs, calls a second:",
+        check(cases),
+    ]
+    return "\n\n".join((*text, "Simulated calls a second:", curves(cases)))
+
+
+def inputs(cases: list[Case]) -> str:
+    names = ("client", "python", "server", "kernels", "waiting", "alone")
+    lines = [[case.name, *(f"{getattr(case.costs, name) * 1000:.3f}" for name in names)] for case in cases]
+    head = (
+        "client's CPU",
+        "Python in the model",
+        "the server's other Python",
+        "kernels",
+        "waiting",
+        "onecopy, all of it",
+    )
+    return markdown(("case", *head), lines)
+
+
+def check(cases: list[Case]) -> str:
+    lines = []
+    for case in cases:
+        for count in case.served:
+            line = [case.name, str(count)]
+            for measured, simulated in (
+                (case.served[count], served(case.costs, count, cpus())),
+                (case.ours[count], independent(case.costs, count, cpus())),
+            ):
+                line += [f"{measured:,.0f}", f"{simulated:,.0f}", f"{simulated / measured - 1:+.0%}"]
+            lines.append(line)
+    heads = [f"{arm}, {what}" for arm in ("MPS", "onecopy") for what in ("measured", "simulated", "error")]
+    return markdown(("case", "N", *heads), lines)
+
+
+def curves(cases: list[Case]) -> str:
+    lines = []
+    for case in cases:
+        for count in CORES:
+            least = next(
+                (n for n in CLIENTS if independent(case.costs, n, count) >= 2 * served(case.costs, n, count)), None
+            )
+            line = [case.name, str(count)]
+            both = served(case.costs, count, count), independent(case.costs, count, count)
+            line += [f"{both[0]:,.0f}", f"{both[1]:,.0f}", f"{both[1] / both[0]:.1f}", str(least or "")]
+            lines.append(line)
+    return markdown(
+        ("case", "CPUs = N", "MPS, simulated", "onecopy, simulated", "times", "onecopy twice as fast from N ="), lines
+    )
+
+
+def draw(cases: list[Case], folder: Path) -> str:
+    figure, axes = plt.subplots()
+    for number, case in enumerate(cases):
+        for what, style, of in (("onecopy", "-", independent), ("MPS", "--", served)):
+            rates = [of(case.costs, count, MANY) for count in CLIENTS]
+            axes.plot(CLIENTS, rates, style, marker="o", markersize=3, color=f"C{number}", label=f"{what}, {case.name}")
+    axes.set(xscale="log", yscale="log", xlabel="clients", ylabel="calls a second")
+    axes.set(title=f"simulated, {MANY} CPUs, from costs measured with one client")
+    axes.set_xticks(CLIENTS, [str(count) for count in CLIENTS])
+    axes.minorticks_off()
+    return plots.save(figure, axes, folder, "gil-simulated")
+
+
+def cpus() -> int:
+    return len(os.sched_getaffinity(0))
