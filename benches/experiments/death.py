@@ -43,6 +43,10 @@ INTRODUCTION = """\
 The killed client is replaced at once by a new process, forked from one that has imported everything: what starting an \
 interpreter and importing take comes on top, for all arms alike. A client whose request raised sets its model up anew, as the \
 DoFn that Beam makes then does; requests that a runner would send again count as lost."""
+ANEW = """\
+To set up anew under large_model=True means two handles of MultiProcessShared, one after the other as in RunInference: the \
+model's status and the model. Each first tries the dead server's address for a while; then one of the survivors loads and serves. The old \
+proxy and the old handle's `acquire()`, asked again after that: {said}."""
 
 #: What became of a request.
 PENDING, SAME, OTHERWISE, RAISED = range(4)
@@ -210,15 +214,9 @@ def write(found: dict[str, Any]) -> str:
     text += [f"Killed: {victim}.\n\n{table(found, victim)}" for victim in VICTIMS]
     served = [one for one in found["trials"] if one["arm"] == clients.SERVED and one["victim"] == LOADER]
     handles = sorted({tuple(said) for one in served for said in one["old"]})
-    text.append(
-        "Under large_model=True, with the server dead, a survivor's old proxy and its old handle's `acquire()`, asked "
-        "again after the new server had taken over: "
-        + "; ".join(f"{proxy} and {handle}" for proxy, handle in handles)
-        + ". Only a new `MultiProcessShared` finds the new server. "
-        "With the other two arms nobody had to set anything up anew."
-        if handles
-        else "No survivor had to set its model up anew."
-    )
+    text.append(ANEW.format(said="; ".join(f"{proxy} and {handle}" for proxy, handle in handles) or "(nobody had to)"))
+    spared = sum(one["lost"] for one in found["trials"] if one["arm"] != clients.SERVED)
+    text.append(f"The survivors of the two other arms lost {spared} requests in all trials, of either kind.")
     ends = {answer for one in found["trials"] for answer in one["digests"]}
     others = sum(one["other answers"] for one in found["trials"])
     text.append(
@@ -245,8 +243,8 @@ def table(found: dict[str, Any], victim: str) -> str:
             "after, ms",
             "until the survivors work again, s",
             "until all four do, s",
-            "loads before",
-            "loads after",
+            "loads before the death",
+            "loads because of it",
         ),
         lines,
     )

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import plots
 import queueing
 import torch
+from cells import APART, AROUND, CELLS, COUNTS, INSIDE, NOWHERE, Cell, cpus, find, iterations, middle
 from children import Child, together
 from clients import ARMS, OURS, SERVED, SHARED, Worker, batch_of, burn, cpu_seconds, digest, handler, in_a_child, spread
 from company import room
@@ -28,20 +29,13 @@ from tables import markdown
 
 SECONDS = 240
 ROUNDS = 3
-COUNTS = (1, 2, 4)
 #: 6 MiB: small enough that memory's bandwidth, which all arms share, is not what is measured.
 WIDTH, LAYERS = 512, 6
-#: How often the forward pass gives the GIL back: the mean, the linear layers, the ReLUs.
-PIECES = 1 + (LAYERS + 2) + LAYERS
 #: Seconds a cell at least, and calls of each client.
 FOR, CALLS = 0.25, 4
 
-NOWHERE, AROUND, INSIDE = "no Python", "Python in pre- and postprocessing", "Python in the model's forward"
 #: The client whose process serves, and one that only calls.
 SERVER, CALLER = 0, 1
-#: The case for the simulation: the server's process and the one client's told apart.
-APART = 0
-
 INTRODUCTION = """\
 Clients that never stop asking, {rounds} rounds of {seconds} s a cell, the arms in another order in each. A payload is the \
 input of a batch, all elements together. An inference alone takes {least:.2f} to {most:.2f} ms of CPU by payload and batch; Python \
@@ -50,32 +44,15 @@ a custom `inference_fn` too, in the worker: the model that it is given is a prox
 Python, such as the loop of `generate`."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    where: str
-    #: So many times as long as the inference.
-    times: int
-    payload: int
-    batch: int
-
-
-BATCHES, SMALL, LARGE = (1, 16, 64), 4096, 4_194_304
-CELLS = (
-    *(Cell(NOWHERE, 0, payload, batch) for payload in (SMALL, LARGE) for batch in BATCHES),
-    *(Cell(AROUND, times, payload, batch) for payload in (SMALL, LARGE) for batch in BATCHES for times in (1, 5)),
-    *(Cell(INSIDE, times, SMALL, batch) for batch in BATCHES for times in (1, 5)),
-)
-
-
 def working(mine: Path, arms_handler: Any) -> Generator[Any, Any, None]:
     """Plays in a child: gets a cell, answers with the outputs' digest, and works when it is told from when on."""
     in_a_child(mine)
     worker = Worker(arms_handler, mine)
     told: Any = yield None
     while True:
-        cell, iterations = told
+        cell, python = told
         batch = batch_of(cell.batch, cell.payload)
-        around, inside = (iterations, 0) if cell.where == AROUND else (0, iterations)
+        around, inside = (python, 0) if cell.where == AROUND else (0, python)
 
         def call(batch: Any = batch, around: int = around, inside: int = inside) -> Any:
             burn(around // 2)
@@ -117,16 +94,6 @@ def calibrating(mine: Path, arms_handler: Any) -> Generator[Any, Any, None]:
             whole = cpu(functools.partial(worker, batch))
             inferences.append({"payload": cell.payload, "batch": cell.batch, "cpu": whole, "kernels": kernels})
     yield {"inferences": inferences, "iteration": cpu(lambda: burn(20_000)) / 20_000}
-
-
-def of(known: dict[str, Any], cell: Cell) -> dict[str, float]:
-    """CPU seconds of its inference."""
-    return next(one for one in known["inferences"] if (one["payload"], one["batch"]) == (cell.payload, cell.batch))
-
-
-def iterations(known: dict[str, Any], cell: Cell) -> int:
-    each: float = known["iteration"]
-    return round(cell.times * of(known, cell)["cpu"] / each)
 
 
 def run(those: list[Child], all_of_arm: list[Child], cell: Cell, count: int) -> dict[str, Any]:
@@ -187,123 +154,54 @@ def rounds(
     return list(found.values())
 
 
-def find(found: dict[str, Any], cell: Cell, arm: str, count: int) -> dict[str, Any]:
-    wanted = {**asdict(cell), "arm": arm, "count": count}
-    return next(one for one in found["runs"] if wanted.items() <= one.items())
-
-
 def write(found: dict[str, Any]) -> str:
-    known, most = found["known"], max(COUNTS)
-    times = [one["cpu"] * 1000 for one in known["inferences"]]
+    times = [one["cpu"] * 1000 for one in found["known"]["inferences"]]
     unequal = sum(outputs != 1 for one in found["runs"] for outputs in one["outputs"])
     text = [INTRODUCTION.format(rounds=ROUNDS, seconds=FOR, least=min(times), most=max(times))]
     text.append(f"Outputs of all arms {'are equal bit by bit' if not unequal else f'DIFFER in {unequal} runs'}.")
     for title in (NOWHERE, AROUND, INSIDE):
-        cells = [cell for cell in CELLS if cell.where == title]
-        text.append(f"**{title}**\n\n{table(found, cells)}\n\n{growth(found, cells)}")
-    text.append(
-        f"This machine has {queueing.cpus()} CPUs: with {most} clients nobody is {most} times as fast, and one GIL costs little more "
-        "than the lack of CPUs does anyway. What more CPUs would show is simulated below."
-    )
-    return "\n\n".join((*text, queueing.write(costs_of(found))))
+        those = [cell for cell in CELLS if cell.where == title]
+        text.append(f"**{title}**\n\n{table(found, those)}\n\n{growth(found, those)}")
+    text.append(f"This machine has {cpus()} CPUs. What more would show it cannot; see the simulation below.")
+    return "\n\n".join((*text, queueing.write(found)))
 
 
-def table(found: dict[str, Any], cells: list[Cell]) -> str:
+def table(found: dict[str, Any], those: list[Cell]) -> str:
     most, lines = max(COUNTS), []
-    for cell in cells:
-        line = [f"{cell.times} x", "4 kB" if cell.payload == SMALL else "4 MB", str(cell.batch)]
-        for arm in ARMS:
-            rates = [statistics.median(find(found, cell, arm, count)["rate"]) for count in COUNTS]
-            line.append(" / ".join(f"{rate:,.0f}" for rate in rates))
-        ours = find(found, cell, OURS, most)
+    for cell in those:
+        line = [f"{cell.times} x", cell.size, str(cell.batch)]
+        line += [" / ".join(f"{middle(found, cell, arm, count):,.0f}" for count in COUNTS) for arm in ARMS]
+        ours = find(found, cell, OURS, most)["rate"]
         for arm in (SHARED, SERVED):
-            pairs = zip(ours["rate"], find(found, cell, arm, most)["rate"], strict=True)
+            pairs = zip(ours, find(found, cell, arm, most)["rate"], strict=True)
             line.append(spread([own / other for own, other in pairs]))
-        line.append(" / ".join(f"{statistics.median(find(found, cell, arm, most)['cpu']) * 1000:.2f}" for arm in ARMS))
+        line.append(" / ".join(f"{middle(found, cell, arm, most, 'cpu') * 1000:.2f}" for arm in ARMS))
         lines.append(line)
     each = " / ".join(map(str, COUNTS))
-    return markdown(
-        (
-            "Python",
-            "payload",
-            "batch",
-            *(f"{arm}: calls a second, N = {each}" for arm in ARMS),
-            *(f"onecopy times {arm}, N = {most}" for arm in (SHARED, SERVED)),
-            f"CPU ms a call, all processes, N = {most}: " + " / ".join(ARMS),
-        ),
-        lines,
-    )
+    rates = [f"{arm}: calls a second, N = {each}" for arm in ARMS]
+    ratios = [f"onecopy times {arm}, N = {most}" for arm in (SHARED, SERVED)]
+    cpu = f"CPU ms a call, all processes, N = {most}: {' / '.join(ARMS)}"
+    return markdown(["Python", "payload", "batch", *rates, *ratios, cpu], lines)
 
 
-def growth(found: dict[str, Any], cells: list[Cell]) -> str:
+def growth(found: dict[str, Any], those: list[Cell]) -> str:
     """How much more two processes do than one."""
-    said = []
-    for arm in ARMS:
-        more = [
-            statistics.median(find(found, cell, arm, 2)["rate"]) / statistics.median(find(found, cell, arm, 1)["rate"])
-            for cell in cells
-        ]
-        said.append(f"{arm} {spread(more)}")
-    return f"Two clients do so many times the calls of one (over this table's cells): {'; '.join(said)}."
-
-
-#: What is simulated: nothing but the calls, much to send, Python beside them and within.
-SIMULATED = (
-    Cell(NOWHERE, 0, SMALL, 16),
-    Cell(NOWHERE, 0, LARGE, 16),
-    Cell(AROUND, 5, SMALL, 16),
-    Cell(INSIDE, 1, SMALL, 16),
-)
-
-
-def costs_of(found: dict[str, Any]) -> list[queueing.Case]:
-    return [case(found, cell) for cell in SIMULATED]
-
-
-def case(found: dict[str, Any], cell: Cell) -> queueing.Case:
-    """One call's costs where one client alone calls, from another process than the server's."""
-    apart = find(found, cell, SERVED, APART)
-    known = found["known"]
-    cpu, server, wall = (statistics.median(apart[name]) for name in ("cpu", "server", "rate"))
-    kernels = of(known, cell)["kernels"]
-    python = iterations(known, cell) * known["iteration"] if cell.where == INSIDE else 0.0
-    costs = queueing.Costs(
-        client=cpu - server,
-        python=python,
-        server=max(0.0, server - kernels - python),
-        kernels=kernels,
-        pieces=PIECES,
-        waiting=max(0.0, 1 / wall - cpu),
-        alone=statistics.median(find(found, cell, OURS, 1)["cpu"]),
-    )
-    measured = {
-        arm: {count: statistics.median(find(found, cell, arm, count)["rate"]) for count in COUNTS}
-        for arm in (SERVED, OURS)
-    }
-    python_said = f", {cell.where} {cell.times} x" if cell.times else ""
-    name = f"{'4 kB' if cell.payload == SMALL else '4 MB'}, batch {cell.batch}{python_said}"
-    return queueing.Case(name, costs, measured[SERVED], measured[OURS])
+    more = {arm: [middle(found, cell, arm, 2) / middle(found, cell, arm, 1) for cell in those] for arm in ARMS}
+    said = "; ".join(f"{arm} {spread(values)}" for arm, values in more.items())
+    return f"Two clients make so many times the calls of one (median of this table's cells): {said}."
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[str]:
     figure, axes = plt.subplots(figsize=(7.5, 6.5))
     most = max(COUNTS)
-    for at, arm in enumerate((SERVED, OURS)):
-        shares = [
-            statistics.median(find(found, cell, arm, most)["rate"])
-            / statistics.median(find(found, cell, SHARED, most)["rate"])
-            for cell in CELLS
-        ]
-        places = [number + (at - 0.5) * 0.4 for number in range(len(CELLS))]
-        axes.barh(places, shares, 0.38, label=arm, color="C3" if arm == OURS else "C0")
-    names = [f"{cell.where} {cell.times} x" if cell.times else cell.where for cell in CELLS]
-    sizes = ["4 kB" if cell.payload == SMALL else "4 MB" for cell in CELLS]
-    labels = [f"{name}, {size}, batch {cell.batch}" for name, size, cell in zip(names, sizes, CELLS, strict=True)]
-    axes.set_yticks(range(len(CELLS)), labels, fontsize=7)
+    for at, (arm, color) in enumerate(((SERVED, "C0"), (OURS, "C3"))):
+        shares = [middle(found, cell, arm, most) / middle(found, cell, SHARED, most) for cell in CELLS]
+        axes.barh([number + (at - 0.5) * 0.4 for number in range(len(CELLS))], shares, 0.38, label=arm, color=color)
+    axes.set_yticks(range(len(CELLS)), [cell.name for cell in CELLS], fontsize=7)
     axes.invert_yaxis()
-    axes.axvline(1, color="k", linestyle=":", label="shared.py")
-    axes.set(xlabel=f"calls a second of {most} clients, times those of shared.py")
-    return [plots.save(figure, axes, folder, "gil"), queueing.draw(costs_of(found), folder)]
+    axes.axvline(1, color="k", linestyle=":", label=SHARED)
+    axes.set(xlabel=f"calls a second of {most} clients, times those of {SHARED}")
+    return [plots.save(figure, axes, folder, "gil"), queueing.draw(found, folder)]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,9 +24,18 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import plots
+from cells import APART, AROUND, COUNTS, INSIDE, LARGE, NOWHERE, SMALL, Cell, cpus, inference, iterations, middle
+from clients import OURS, SERVED
 from tables import markdown
 
-CORES, MANY = (2, 4, 16, 64), 64
+#: Nothing but the calls; much to send; Python beside them, and within.
+SIMULATED = (
+    Cell(NOWHERE, 0, SMALL, 16),
+    Cell(NOWHERE, 0, LARGE, 16),
+    Cell(AROUND, 5, SMALL, 16),
+    Cell(INSIDE, 1, SMALL, 16),
+)
+CORES = (2, 4, 16, 64)
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 SLICE = 0.005
 
@@ -49,15 +57,6 @@ class Costs:
     pieces: int
     waiting: float
     alone: float
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    costs: Costs
-    #: Calls a second as measured, by the number of clients.
-    served: dict[int, float]
-    ours: dict[int, float]
 
 
 class Place:
@@ -142,19 +141,40 @@ def independent(costs: Costs, clients: int, cores: int) -> float:
     return min(clients, cores) / costs.alone
 
 
-def write(cases: list[Case]) -> str:
+def costs(found: dict[str, Any], cell: Cell) -> Costs:
+    """Of one call where one client alone calls, from another process than the server's."""
+    known = found["known"]
+    cpu, server, rate = (middle(found, cell, SERVED, APART, what) for what in ("cpu", "server", "rate"))
+    kernels = inference(known, cell)["kernels"]
+    python = iterations(known, cell) * known["iteration"] if cell.where == INSIDE else 0.0
+    return Costs(
+        client=cpu - server,
+        python=python,
+        server=max(0.0, server - kernels - python),
+        kernels=kernels,
+        # The mean, the linear layers, the ReLUs.
+        pieces=1 + (found["layers"] + 2) + found["layers"],
+        waiting=max(0.0, 1 / rate - cpu),
+        alone=middle(found, cell, OURS, 1, "cpu"),
+    )
+
+
+def write(found: dict[str, Any]) -> str:
     text = [
         HEAD,
-        inputs(cases),
+        inputs(found),
         f"The simulation beside what was measured, on {cpus()} CPUs, calls a second:",
-        check(cases),
+        check(found),
     ]
-    return "\n\n".join((*text, "Simulated calls a second:", curves(cases)))
+    return "\n\n".join((*text, "Simulated calls a second, as many clients as CPUs:", curves(found)))
 
 
-def inputs(cases: list[Case]) -> str:
-    names = ("client", "python", "server", "kernels", "waiting", "alone")
-    lines = [[case.name, *(f"{getattr(case.costs, name) * 1000:.3f}" for name in names)] for case in cases]
+def inputs(found: dict[str, Any]) -> str:
+    lines = []
+    for cell in SIMULATED:
+        one = costs(found, cell)
+        values = (one.client, one.python, one.server, one.kernels, one.waiting, one.alone)
+        lines.append([cell.name, *(f"{value * 1000:.3f}" for value in values)])
     head = (
         "client's CPU",
         "Python in the model",
@@ -163,52 +183,43 @@ def inputs(cases: list[Case]) -> str:
         "waiting",
         "onecopy, all of it",
     )
-    return markdown(("case", *head), lines)
+    return markdown(("cell", *head), lines)
 
 
-def check(cases: list[Case]) -> str:
+def check(found: dict[str, Any]) -> str:
     lines = []
-    for case in cases:
-        for count in case.served:
-            line = [case.name, str(count)]
-            for measured, simulated in (
-                (case.served[count], served(case.costs, count, cpus())),
-                (case.ours[count], independent(case.costs, count, cpus())),
-            ):
-                line += [f"{measured:,.0f}", f"{simulated:,.0f}", f"{simulated / measured - 1:+.0%}"]
+    for cell in SIMULATED:
+        one = costs(found, cell)
+        for count in COUNTS:
+            line = [cell.name, str(count)]
+            for arm, simulated in ((SERVED, served), (OURS, independent)):
+                measured, said = middle(found, cell, arm, count), simulated(one, count, cpus())
+                line += [f"{measured:,.0f}", f"{said:,.0f}", f"{said / measured - 1:+.0%}"]
             lines.append(line)
     heads = [f"{arm}, {what}" for arm in ("MPS", "onecopy") for what in ("measured", "simulated", "error")]
-    return markdown(("case", "N", *heads), lines)
+    return markdown(("cell", "N", *heads), lines)
 
 
-def curves(cases: list[Case]) -> str:
+def curves(found: dict[str, Any]) -> str:
     lines = []
-    for case in cases:
+    for cell in SIMULATED:
+        one = costs(found, cell)
         for count in CORES:
-            least = next(
-                (n for n in CLIENTS if independent(case.costs, n, count) >= 2 * served(case.costs, n, count)), None
-            )
-            line = [case.name, str(count)]
-            both = served(case.costs, count, count), independent(case.costs, count, count)
-            line += [f"{both[0]:,.0f}", f"{both[1]:,.0f}", f"{both[1] / both[0]:.1f}", str(least or "")]
-            lines.append(line)
-    return markdown(
-        ("case", "CPUs = N", "MPS, simulated", "onecopy, simulated", "times", "onecopy twice as fast from N ="), lines
-    )
+            mps, ours = served(one, count, count), independent(one, count, count)
+            lines.append([cell.name, str(count), f"{mps:,.0f}", f"{ours:,.0f}", f"{ours / mps:.1f}"])
+    return markdown(("cell", "CPUs = N", "MPS, simulated", "onecopy, simulated", "times"), lines)
 
 
-def draw(cases: list[Case], folder: Path) -> str:
+def draw(found: dict[str, Any], folder: Path) -> str:
     figure, axes = plt.subplots()
-    for number, case in enumerate(cases):
-        for what, style, of in (("onecopy", "-", independent), ("MPS", "--", served)):
-            rates = [of(case.costs, count, MANY) for count in CLIENTS]
-            axes.plot(CLIENTS, rates, style, marker="o", markersize=3, color=f"C{number}", label=f"{what}, {case.name}")
+    most = max(CORES)
+    for number, cell in enumerate(SIMULATED):
+        one = costs(found, cell)
+        for arm, style, simulated in ((OURS, "-", independent), ("MPS", "--", served)):
+            rates = [simulated(one, count, most) for count in CLIENTS]
+            axes.plot(CLIENTS, rates, style, marker="o", markersize=3, color=f"C{number}", label=f"{arm}: {cell.name}")
     axes.set(xscale="log", yscale="log", xlabel="clients", ylabel="calls a second")
-    axes.set(title=f"simulated, {MANY} CPUs, from costs measured with one client")
+    axes.set(title=f"SIMULATED: {most} CPUs, from costs measured with one client")
     axes.set_xticks(CLIENTS, [str(count) for count in CLIENTS])
     axes.minorticks_off()
     return plots.save(figure, axes, folder, "gil-simulated")
-
-
-def cpus() -> int:
-    return len(os.sched_getaffinity(0))
