@@ -86,11 +86,13 @@ def working(mine: Path, arms_handler: Any, diary: Diary, number: int) -> Generat
             break
         row[BEGUN] = time.perf_counter()
         try:
-            row[OUTCOME] = SAME if digest(worker(batch)) == seen else OTHERWISE
-            row[ENDED] = time.perf_counter()
+            outcome = SAME if digest(worker(batch)) == seen else OTHERWISE
         except Exception:
-            row[OUTCOME] = RAISED
-            row[ENDED] = time.perf_counter()
+            outcome = RAISED
+        # Who reads it sees the outcome last.
+        row[ENDED] = time.perf_counter()
+        row[OUTCOME] = outcome
+        if outcome == RAISED:
             set_up_anew(worker, diary)
     yield asked_again(old, batch) if worker.model is not old[0] else None
 

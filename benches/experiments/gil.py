@@ -62,9 +62,8 @@ def working(mine: Path, arms_handler: Any) -> Generator[Any, Any, None]:
 
         answers = call()
         start: Any = yield digest(answers)
-        while time.perf_counter() < start:
-            pass
-        done = 0
+        time.sleep(max(0.0, start - time.perf_counter()))
+        start, done = time.perf_counter(), 0
         while done < CALLS or time.perf_counter() < start + FOR:
             answers = call()
             done += 1
@@ -126,6 +125,7 @@ def measure(progress: Callable[[float, str], None]) -> dict[str, Any]:
                     ready[-1]()  # the first one loads, and serves
             found = {
                 "known": known,
+                "layers": LAYERS,
                 "runs": rounds(progress, known, {arm: ready for arm, (_, ready) in by_arm.items()}),
             }
     return found
@@ -138,7 +138,7 @@ def rounds(
     for number in range(ROUNDS):
         order = [(arm, count) for arm in ARMS for count in COUNTS] + [(SERVED, APART)]
         for at, cell in enumerate(CELLS):
-            progress((number + at / len(CELLS)) / ROUNDS, f"{cell}, round {number + 1}")
+            progress((number + at / len(CELLS)) / ROUNDS, f"{cell.name}, round {number + 1}")
             random.Random(100 * number + at).shuffle(order)  # noqa: S311 (to be repeated)
             seen = set()
             for arm, count in order:
