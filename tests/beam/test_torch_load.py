@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -273,6 +275,17 @@ def test_who_does_not_share_does_not_depend_on_the_file(monkeypatch, tmp_path):
     same(handler(Tied, path).load_model(), torch_load.unmapped(mapped))
     gc.collect()
     assert path not in files_under(mapped)
+
+
+def test_the_compiler_of_torch_is_not_imported(tmp_path):
+    """It takes seconds, and memory for good, in the process that loads."""
+    script = (
+        "import sys; from test_torch_load import Plain, handler, torch_mapped; "
+        "torch_mapped.load(handler(Plain, sys.argv[1])); print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, saved(Plain, tmp_path / "weights.pt")]
+    said = subprocess.run(command, cwd=Path(__file__).parent, check=True, text=True, stdout=subprocess.PIPE)
+    assert said.stdout.strip() == "False"
 
 
 def counting(init, loads):

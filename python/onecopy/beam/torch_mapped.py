@@ -55,6 +55,11 @@ class _Undrawn(TorchDispatchMode):
         self.storages: list[StorageWeakRef] = []
         self._spared: Counter[int] = Counter()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nobody compiles a constructor. Torch would import its compiler to say so: seconds, and memory, in who loads.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
