@@ -37,7 +37,8 @@ from company import room
 from peers.ours import store
 
 from onecopy import _acquire, _publish, _verbs  # noqa: F401 (what a first use imports)
-from onecopy.beam import SharedMemoryModelHandler
+from onecopy.beam import SharedMemoryModelHandler, torch_mapped  # noqa: F401
+from onecopy.frameworks import numpy  # noqa: F401
 
 SHARED, SERVED, OURS = ARMS = ("shared.py", "large_model=True (MPS)", "onecopy")
 TAG = "model"
@@ -74,10 +75,10 @@ def burn(iterations: int) -> int:
     return number
 
 
-def save(folder: Path, width: int, layers: int) -> None:
-    """The weights' file, for all arms: `folder` is in a tmpfs."""
+def save(files: Path, width: int, layers: int) -> None:
+    """The weights' file, for all arms, in a tmpfs."""
     torch.manual_seed(7)
-    torch.save(Net(width, layers, os.devnull).state_dict(), folder / FILE)
+    torch.save(Net(width, layers, os.devnull).state_dict(), files / FILE)
 
 
 def handler(arm: str, files: Path, mine: Path, width: int, layers: int) -> ModelHandler:
@@ -127,6 +128,8 @@ def in_a_child(mine: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     tempfile.tempdir = str(mine)
+    # Threads of multiprocessing print where another process was killed; what fails here goes to the parent (children.Failed).
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     torch.set_num_threads(1)
 
 
@@ -179,6 +182,12 @@ def end(client: Child) -> None:
 def cpu_seconds(pid: int) -> float:
     """Of a process, all threads, the ended ones too: its clock by clock_getcpuclockid(3)."""
     return time.clock_gettime(~pid << 3 | 2)
+
+
+def user_seconds(pid: int) -> float:
+    """The part of it that was not the kernel's; by the tick, so for long whiles alone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -32,7 +32,7 @@ WIDTH, LAYERS = 1448, 8
 PAYLOAD = 4096
 #: Who is killed: the first client loads, and under large_model=True serves.
 LOADER, OTHER = VICTIMS = {"the one that loaded": 0, "one that did not": CLIENTS - 1}
-BEFORE, AFTER = 1.0, 0.5
+BEFORE, AFTER = 0.8, 0.4
 #: Who has not answered by then never will: MultiProcessShared tries for about 3 s.
 PATIENCE = 60.0
 #: Of the plot, in seconds.

@@ -3,8 +3,9 @@
 Nothing here is measured; what goes in is (gil.py: one client alone). The rules:
 
 * A client asks again as soon as it has its answer. Durations are always the same, which favours the server: no bursts.
-* The server's Python (receiving, unpickling, calling, pickling, sending) holds the GIL; its kernels do not, and run in parallel,
-  one thread a client. Between two kernels a thread needs the GIL again.
+* The server's Python (receiving, unpickling, calling, pickling, sending) holds the GIL: its user time without the model's kernels. Those
+  and its system time (sockets, pages) do not, and run in parallel, one thread a client. Between two of them a thread needs the
+  GIL again.
 * The server's process is the first client's, too: that one's own Python holds the same GIL.
 * Who waits for the GIL or a CPU waits in a row; both are taken away after the interpreter's switch interval, 5 ms.
 * Half of what one call takes beyond its CPU time (sockets, waking up) passes on the way there, half on the way back, on no CPU.
@@ -144,14 +145,16 @@ def independent(costs: Costs, clients: int, cores: int) -> float:
 def costs(found: dict[str, Any], cell: Cell) -> Costs:
     """Of one call where one client alone calls, from another process than the server's."""
     known = found["known"]
-    cpu, server, rate = (middle(found, cell, SERVED, APART, what) for what in ("cpu", "server", "rate"))
-    kernels = inference(known, cell)["kernels"]
+    cpu, server, user, rate = (
+        middle(found, cell, SERVED, APART, what) for what in ("cpu", "server", "server's user", "rate")
+    )
     python = iterations(known, cell) * known["iteration"] if cell.where == INSIDE else 0.0
+    held = max(0.0, user - inference(known, cell)["kernels"] - python)
     return Costs(
         client=cpu - server,
         python=python,
-        server=max(0.0, server - kernels - python),
-        kernels=kernels,
+        server=held,
+        kernels=server - held - python,
         # The mean, the linear layers, the ReLUs.
         pieces=1 + (found["layers"] + 2) + found["layers"],
         waiting=max(0.0, 1 / rate - cpu),
