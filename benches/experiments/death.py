@@ -24,7 +24,7 @@ from clients import ARMS, Worker, batch_of, digest, handler, in_a_child, loads, 
 from company import room
 from tables import markdown
 
-SECONDS = 90
+SECONDS = 110
 ROUNDS = 5
 CLIENTS = 4
 #: 64 MiB.

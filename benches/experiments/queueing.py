@@ -49,7 +49,10 @@ calls from another process than the server's. Its inputs, measured, ms a call:""
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one call. `alone`: of a process that has the model itself; all others: through the server."""
+    """Seconds of one call. `alone`: of a process that has the model itself; all others: through the server.
+
+    `server` and `python` hold its GIL, `kernels` (with its system time) does not.
+    """
 
     client: float
     python: float
@@ -182,7 +185,7 @@ def inputs(found: dict[str, Any]) -> str:
         "client's CPU",
         "Python in the model",
         "the server's other Python",
-        "kernels",
+        "the server without the GIL",
         "waiting",
         "onecopy, all of it",
     )
