@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -58,7 +57,3 @@ def find(found: dict[str, Any], cell: Cell, arm: str, count: int) -> dict[str, A
 def middle(found: dict[str, Any], cell: Cell, arm: str, count: int, what: str = "rate") -> float:
     values: list[float] = find(found, cell, arm, count)[what]
     return statistics.median(values)
-
-
-def cpus() -> int:
-    return len(os.sched_getaffinity(0))

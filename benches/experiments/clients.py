@@ -7,10 +7,7 @@ any figure.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1]))
+import paths  # noqa: F401 isort: skip (before what lies there)
 import environment  # noqa: F401 isort: skip (before anything that reads it)
 import os
 
@@ -21,10 +18,12 @@ import hashlib
 import logging
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch

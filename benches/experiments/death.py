@@ -5,7 +5,7 @@ python benches/experiments/death.py
 
 from __future__ import annotations
 
-import clients  # isort: skip (it puts benches/ on the path)
+import paths  # noqa: F401 isort: skip (before what lies there)
 
 import mmap
 import random
@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import clients
 import matplotlib.pyplot as plt
 import numpy as np
 import plots
@@ -22,10 +23,10 @@ import torch
 from children import Child, together
 from clients import ARMS, Worker, batch_of, digest, handler, in_a_child, loads, nothing_left, place, spread
 from company import room
+from plan import ROUNDS
 from tables import markdown
 
 SECONDS = 110
-ROUNDS = 5
 CLIENTS = 4
 #: 64 MiB.
 WIDTH, LAYERS = 1448, 8
@@ -212,7 +213,13 @@ def measure(progress: Callable[[float, str], None]) -> dict[str, Any]:
 
 
 def write(found: dict[str, Any]) -> str:
-    text = [INTRODUCTION.format(clients=found["clients"], mib=found["bytes"] / 2**20, rounds=ROUNDS)]
+    text = [
+        INTRODUCTION.format(
+            clients=found["clients"],
+            mib=found["bytes"] / 2**20,
+            rounds=1 + max(one["round"] for one in found["trials"]),
+        )
+    ]
     text += [f"Killed: {victim}.\n\n{table(found, victim)}" for victim in VICTIMS]
     served = [one for one in found["trials"] if one["arm"] == clients.SERVED and one["victim"] == LOADER]
     handles = sorted({tuple(said) for one in served for said in one["old"]})

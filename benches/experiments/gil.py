@@ -5,9 +5,10 @@ python benches/experiments/gil.py
 
 from __future__ import annotations
 
-import clients  # isort: skip (it puts benches/ on the path)
+import paths  # noqa: F401 isort: skip (before what lies there)
 
 import functools
+import os
 import random
 import statistics
 import sys
@@ -17,11 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import clients
 import matplotlib.pyplot as plt
+import plan
 import plots
 import queueing
 import torch
-from cells import APART, AROUND, CELLS, COUNTS, INSIDE, NOWHERE, Cell, cpus, find, iterations, middle
+from cells import APART, AROUND, CELLS, COUNTS, INSIDE, NOWHERE, Cell, find, iterations, middle
 from children import Child, together
 from clients import (
     ARMS,
@@ -42,7 +45,7 @@ from company import room
 from tables import markdown
 
 SECONDS = 240
-ROUNDS = 3
+ROUNDS = min(3, plan.ROUNDS)
 #: 6 MiB: small enough that memory's bandwidth, which all arms share, is not what is measured.
 WIDTH, LAYERS = 512, 6
 #: Seconds a cell at least, and calls of each client.
@@ -144,7 +147,9 @@ def measure(progress: Callable[[float, str], None]) -> dict[str, Any]:
                     ready[-1]()  # the first one loads, and serves
             found = {
                 "known": known,
+                "cpus": len(os.sched_getaffinity(0)),
                 "layers": LAYERS,
+                "at least": FOR,
                 "runs": rounds(progress, known, {arm: ready for arm, (_, ready) in by_arm.items()}),
             }
     return found
@@ -178,12 +183,16 @@ def rounds(
 def write(found: dict[str, Any]) -> str:
     times = [one["cpu"] * 1000 for one in found["known"]["inferences"]]
     unequal = sum(outputs != 1 for one in found["runs"] for outputs in one["outputs"])
-    text = [INTRODUCTION.format(rounds=ROUNDS, seconds=FOR, least=min(times), most=max(times))]
+    text = [
+        INTRODUCTION.format(
+            rounds=len(found["runs"][0]["rate"]), seconds=found["at least"], least=min(times), most=max(times)
+        )
+    ]
     text.append(f"Outputs of all arms {'are equal bit by bit' if not unequal else f'DIFFER in {unequal} runs'}.")
     for title in (NOWHERE, AROUND, INSIDE):
         those = [cell for cell in CELLS if cell.where == title]
         text.append(f"**{title}**\n\n{table(found, those)}\n\n{growth(found, those)}")
-    text.append(f"This machine has {cpus()} CPUs. What more would show it cannot; see the simulation below.")
+    text.append(f"This machine has {found['cpus']} CPUs. What more would show it cannot; see the simulation below.")
     return "\n\n".join((*text, queueing.write(found)))
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import plots
-from cells import APART, AROUND, COUNTS, INSIDE, LARGE, NOWHERE, SMALL, Cell, cpus, inference, iterations, middle
+from cells import APART, AROUND, COUNTS, INSIDE, LARGE, NOWHERE, SMALL, Cell, inference, iterations, middle
 from clients import OURS, SERVED
 from tables import markdown
 
@@ -169,7 +169,7 @@ def write(found: dict[str, Any]) -> str:
     text = [
         HEAD,
         inputs(found),
-        f"The simulation beside what was measured, on {cpus()} CPUs, calls a second:",
+        f"The simulation beside what was measured, on {found['cpus']} CPUs, calls a second:",
         check(found),
     ]
     return "\n\n".join((*text, "Simulated calls a second, as many clients as CPUs:", curves(found)))
@@ -199,7 +199,7 @@ def check(found: dict[str, Any]) -> str:
         for count in COUNTS:
             line = [cell.name, str(count)]
             for arm, simulated in ((SERVED, served), (OURS, independent)):
-                measured, said = middle(found, cell, arm, count), simulated(one, count, cpus())
+                measured, said = middle(found, cell, arm, count), simulated(one, count, found["cpus"])
                 line += [f"{measured:,.0f}", f"{said:,.0f}", f"{said / measured - 1:+.0%}"]
             lines.append(line)
     heads = [f"{arm}, {what}" for arm in ("MPS", "onecopy") for what in ("measured", "simulated", "error")]
