@@ -106,7 +106,7 @@ growth: build ## what costs how much more with more leases, tags, tensors and by
 
 .PHONY: experiments
 # EXPERIMENTS=1,limit: these alone (1, pairs, 2, start, limit, death, gil). EXPERIMENTS_ROUNDS: fewer rounds, a quick look.
-experiments: build $(PEERS) ## the two experiments that RunInference's sharing began with, and four more: docs/experiments.md
+experiments: build $(PEERS) ## the two experiments that RunInference's sharing began with, and five more: docs/experiments.md
 	$(BIN)/python benches/experiments/run.py $(subst $(comma), ,$(EXPERIMENTS))
 
 .PHONY: fuzz

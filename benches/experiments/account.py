@@ -74,9 +74,9 @@ def opened(limit: int | None = None) -> Iterator[Account | None]:
         yield None
         return
     try:
-        account = Account(memory, memory.path if memory.v2 else beside(memory.path.name))
         if limit is not None:
             memory.limit = limit
+        account = Account(memory, memory.path if memory.v2 else beside(memory.path.name))
     except OSError:
         memory.remove()
         yield None

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=0, help="how often a run is repeated that had busy neighbours")
     options = parser.parse_args()
+    running.end_well()
     with running.prepared(options.model) as files:
         for _ in range(options.rounds):
             for arm in options.arms:

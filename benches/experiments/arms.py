@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import subprocess
 from dataclasses import dataclass
 from typing import Any, Literal
+
+#: A process in namespaces of its own, as containers have them; not everybody may make these.
+APART = "unshare --mount --ipc --pid --fork --kill-child --mount-proc"
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,14 @@ class Arm:
         return SharedMemoryModelHandler(plain)
 
 
+@functools.cache
+def containers() -> bool:
+    """Whether they can be made here."""
+    return subprocess.run([*APART.split(), "true"], check=False, capture_output=True).returncode == 0
+
+
 ARMS = {
     "one": Arm("one process", "one"),
-    "one-onecopy": Arm("one process, onecopy", "one", wrapped=True),
     "threads": Arm("one process, N threads", "threads"),
     "containers": Arm("N containers, shared.py", "containers"),
     "containers-onecopy": Arm("N containers, onecopy (ONECOPY_DIR)", "containers", wrapped=True),

@@ -1,113 +1,142 @@
-"""The smallest machine: the memory limit under which each arm just finishes, found by bisection.
+"""The smallest machine: the memory limit under which each arm just finishes, and what a job does under less.
 
-It begins where a run without a limit had its peak.
+It begins at the peaks that the runs without a limit had (`starting.py`, which runs first), and goes down in steps until a job is
+killed, or up until one finishes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import plots
+import starting
 import tables
 from arms import ARMS
 from plan import Progress
 from spreads import finished, of
-from starting import COMPARED, COUNTS, MODEL
+from starting import COMPARED, COUNTS, MODEL, PHASES
 
 import running
 
 MIB = 1 << 20
-#: Halvings of what lies between this much below the peak and this much above.
-BELOW, ABOVE, STEPS = 0.16, 0.08, 2
-PHASES = ((1, 4),)
-#: A killed job is one that may hang for a while.
-SECONDS = 1.15 * len(COMPARED) * sum(seconds * (1.4 + STEPS) for seconds in COUNTS.values())
+#: Of the peak without a limit.
+STEP, STEPS = 0.06, 6
+#: What a job that is killed is given: so much of its peak, with so many processes, to see what it does then.
+TOO_LITTLE, KILLED_WITH = 0.8, 2
+#: Two runs for each, and what ends them.
+SECONDS = 1.1 * (len(COMPARED) * 2.2 + 0.6) * sum(COUNTS.values()) + 100
+#: Seconds until a job whose worker was killed counts as one that has failed.
+HOPELESS = 5.0
 
 
 def measure(progress: Progress) -> dict[str, Any]:
     if not running.counted():
-        return {"model": MODEL, "runs": [], "size": 0, "left out": "no memory cgroup can be made here"}
+        return {"model": MODEL, "runs": [], "left out": "no memory cgroup can be made here"}
     runs: list[dict[str, Any]] = []
     cells = [(arm, count) for count in COUNTS for arm in COMPARED]
-    weight = sum(COUNTS[count] for _, count in cells) + sum(COUNTS.values())
-    done = 0.0
+    ends = (min(COUNTS), max(COUNTS))
+    weight = 2.2 * sum(COUNTS[count] for _, count in cells) + sum(COUNTS[count] for count in ends) + 100
+    done = 0
+    peaks = starting.peaks()
     with running.prepared(MODEL, "nothing") as files:
 
-        def tried(arm: str, model: str, count: int, limit: int | None = None) -> dict[str, Any]:
+        def tried(arm: str, model: str, count: int, limit: int | None = None, **more: Any) -> dict[str, Any]:
+            nonlocal done
             progress(
-                done / weight, f"{arm}, {model}, N = {count}, {f'{limit / MIB:,.0f} MiB' if limit else 'no limit'}"
+                min(1, done / weight),
+                f"{arm}, {model}, N = {count}, {f'{limit / MIB:,.0f} MiB' if limit else 'no limit'}",
             )
+            done += COUNTS[count]
             # What is timed here is nothing: neighbours do not matter.
-            return running.run(arm, files[model], count, PHASES, limit, repeats=0)
+            return running.once(arm, files[model], count, PHASES, limit, **more)
 
-        size = files[MODEL].weights.stat().st_size
-        without = {}
-        for count in COUNTS:
-            without[str(count)] = tried("shared", "nothing", count)["peak"]
-            done += COUNTS[count]
+        without = {str(count): tried("shared", "nothing", count)["peak"] for count in ends}
         for arm, count in cells:
-            runs.append(tried(arm, MODEL, count))
-            peak = runs[-1]["peak"]
-            low, high = int(peak * (1 - BELOW)), int(peak * (1 + ABOVE))
-            for _ in range(STEPS):
-                middle = (low + high) // 2
-                runs.append(tried(arm, MODEL, count, middle))
-                if finished(runs[-1]):
-                    high = middle
-                else:
-                    low = middle
-            done += COUNTS[count]
-    return {"model": MODEL, "runs": runs, "size": size, "without": without}
+            runs += walked(
+                peaks[arm, count],
+                lambda limit, arm=arm, count=count: tried(arm, MODEL, count, limit, hopeless=HOPELESS),
+            )
+        killed = [
+            tried(arm, MODEL, KILLED_WITH, int(peaks[arm, KILLED_WITH] * TOO_LITTLE), together=False)
+            for arm in COMPARED
+        ]
+        size = files[MODEL].weights.stat().st_size
+    return {"model": MODEL, "size": size, "without": without, "runs": runs, "killed": killed}
 
 
-def bounds(found: dict[str, Any], arm: str, count: int) -> tuple[float | None, float | None, float]:
-    """MiB: the most that was too little, the least that was enough, and the peak without a limit."""
+def walked(peak: int, tried: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs, a step of the limit apart, until one is known that is enough and one that is not."""
+    runs = [tried(int(peak * (1 - STEP)))]
+    direction = -1 if finished(runs[0]) else 1
+    for step in range(1, STEPS):
+        runs.append(tried(int(peak * (1 - STEP + direction * step * STEP))))
+        if finished(runs[-1]) != finished(runs[0]):
+            break
+    return runs
+
+
+def bounds(found: dict[str, Any], arm: str, count: int) -> tuple[float | None, float | None]:
+    """MiB: the most under which the kernel killed, and the least that was enough."""
     runs = of(found["runs"], arm=arm, processes=count)
-    peak = next(run["peak"] for run in runs if run["limit"] is None) / MIB
-    limited = [run for run in runs if run["limit"] is not None]
-    too_little = [run["limit"] / MIB for run in limited if not finished(run)]
-    enough = [run["limit"] / MIB for run in limited if finished(run)]
-    return max(too_little, default=None), min(enough, default=None), peak
+    too_little = [run["limit"] / MIB for run in runs if not finished(run) and run["kills"]]
+    enough = [run["limit"] / MIB for run in runs if finished(run)]
+    return max(too_little, default=None), min(enough, default=None)
 
 
 def physics(found: dict[str, Any], count: int) -> float:
-    """MiB: what the same job takes without a model, and the model once."""
-    return float(found["without"][str(count)] + found["size"]) / MIB
+    """MiB: what the same job takes without a model, which grows with every process by as much, and the model once."""
+    (least, first), (most, last) = ((int(number), peak) for number, peak in found["without"].items())
+    return float(first + (last - first) * (count - least) / (most - least) + found["size"]) / MIB
 
 
 def write(found: dict[str, Any]) -> str:
-    if not found["runs"]:
+    if "left out" in found:
         return f"Left out: {found['left out']}."
     lines = []
     for count in COUNTS:
         row = [str(count)]
         for arm in COMPARED:
-            too_little, enough, peak = bounds(found, arm, count)
-            row += [
-                f"{enough:,.0f}" if enough else "more",
-                f"{too_little:,.0f}" if too_little else "",
-                f"{peak:,.0f}",
-            ]
+            row += [f"{limit:,.0f}" if limit else "" for limit in bounds(found, arm, count)]
         lines.append([*row, f"{physics(found, count):,.0f}"])
     head = ["N"]
     for arm in COMPARED:
-        head += [f"{ARMS[arm].title.removeprefix('N processes, ')}: MiB enough", "too little", "peak without a limit"]
-    head.append("what physics allows: the job without a model, and the model once")
-    return f"{found['model']}, a file of {found['size'] / MIB:,.0f} MiB.\n\n{tables.markdown(head, lines)}"
+        head += [f"{ARMS[arm].title.removeprefix('N processes, ')}: killed, MiB", "enough"]
+    head.append("what physics allows")
+    title = (
+        f"{found['model']}, a file of {found['size'] / MIB:,.0f} MiB; steps of {STEP:.0%} of the peak without a limit. What "
+        "physics allows is the peak of the same job without a model, and the model once."
+    )
+    return "\n\n".join([title, tables.markdown(head, lines), after_a_kill(found["killed"])])
+
+
+def after_a_kill(runs: list[dict[str, Any]]) -> str:
+    lines = [
+        [
+            ARMS[run["arm"]].title, f"{run['limit'] / MIB:,.0f}", str(run["kills"]), str(run["loads"]), str(run["predicted"]),
+            f"{run['how']}, exit status {run['rc']}, after {run['wall']:.0f} s", f"`{run.get('why', '')}`",
+        ]
+        for run in runs
+    ]  # fmt: skip
+    head = ("", "limit MiB", "killed", "loads begun", "workers that predicted", "the job", "the last error in its log")
+    return (
+        f"What a whole job does when workers of it are killed for lack of memory, N = {KILLED_WITH}, {TOO_LITTLE:.0%} of the peak "
+        f"(a job that has not ended {running.AFTER_A_KILL:.0f} s after the last kill hangs, and is ended by the harness):\n\n"
+        f"{tables.markdown(head, lines)}"
+    )
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[str]:
-    if not found["runs"]:
+    if "left out" in found:
         return []
     figure, axes = plots.plt.subplots()
     for arm in COMPARED:
-        points = []
-        for count in COUNTS:
-            _, enough, peak = bounds(found, arm, count)
-            points.append((count, enough or peak))
+        # Where nothing that was tried was enough, the line has no point.
+        points = [(count, enough) for count in COUNTS if (enough := bounds(found, arm, count)[1])]
         plots.draw_line(axes, "onecopy" if arm == "onecopy" else ARMS[arm].title, points)
     limit = [(count, physics(found, count)) for count in COUNTS]
     axes.plot(*zip(*limit, strict=True), "k:", label="the job without a model, and the model once")
     axes.set(xlabel="processes", ylabel="MiB that are enough", ylim=(0, None))
+    axes.set_xticks(list(COUNTS), list(map(str, COUNTS)))
     return [plots.save(figure, axes, folder, "experiments-limit")]

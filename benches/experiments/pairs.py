@@ -1,7 +1,7 @@
 """The finest look: a private and an attached copy of one model in one process, called in turn through `run_inference`.
 
 Each process is one observation: where its memory lies is a matter of chance that no number of calls evens out. Run as a
-script, it is one of these: `pairs.py publish|compare MODEL FILES NAMESPACE SECONDS BATCH`.
+script, it is one of these: `pairs.py publish|compare MODEL FILES REGISTRY SECONDS BATCH FIRST`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spreads import interval
 import running
 
 #: (model, batch, processes, seconds of calls in each)
-SETS = (("tiny", 1, 8, 3.0), ("MiniLM", 1, 8, 5.0), ("MobileNetV2", 1, 6, 10.0))
+SETS = (("tiny", 1, 6, 3.0), ("MiniLM", 1, 6, 5.0), ("MobileNetV2", 1, 4, 10.0))
 SECONDS = sum(count * (4.5 + seconds) + 8 for _, _, count, seconds in SETS)
 
 
@@ -39,7 +39,8 @@ def measure(progress: Progress) -> dict[str, Any]:
                     progress(
                         done / len(SETS) + number / processes / len(SETS), f"pairs of {name}, process {number + 1}"
                     )
-                    observed.append(json.loads(spoken("compare", *arguments, str(seconds), str(batch))))
+                    more = map(str, (seconds, batch, number % 2))
+                    observed.append(json.loads(spoken("compare", *arguments, *more)))
             found.append({"model": name, "batch": batch, "processes": observed})
     return {"sets": found}
 
@@ -109,21 +110,29 @@ def main() -> None:
     os.environ["ONECOPY_DIR"] = registry
     import models
 
-    from onecopy.beam import SharedMemoryModelHandler, loaded
+    from onecopy.beam import SharedMemoryModelHandler
 
     model = models.find(name)
     plain = model.handler(folder, large_model=False)
     shared = SharedMemoryModelHandler(model.handler(folder, large_model=False), model_identifier="pairs")
-    mine = shared.load_model()
-    found = loaded.find(mine)
-    assert found is not None, "not shared"
     if what == "publish":
-        print(found.info.role, flush=True)
+        mine = shared.load_model()
+        print(role(mine), flush=True)
         sys.stdin.read()
         return
-    assert found.info.role == "attacher", found.info
-    seconds, batch = float(rest[0]), int(rest[1])
-    print(json.dumps(compared([(shared, mine), (plain, plain.load_model())], model, seconds, batch)))
+    seconds, batch, first = float(rest[0]), int(rest[1]), int(rest[2])
+    # Who is loaded first has the better place in memory, or the worse.
+    nets = {handler: handler.load_model() for handler in ((shared, plain), (plain, shared))[first]}
+    assert role(nets[shared]) == "attacher"
+    print(json.dumps(compared([(shared, nets[shared]), (plain, nets[plain])], model, seconds, batch)))
+
+
+def role(model: Any) -> str:
+    from onecopy.beam import loaded
+
+    found = loaded.find(model)
+    assert found is not None, "not shared"
+    return found.info.role
 
 
 def compared(sides: list[tuple[Any, Any]], model: Any, seconds: float, batch: int) -> dict[str, Any]:

@@ -5,16 +5,14 @@ Results go to benches/results/experiments, tables and plots from there to docs/e
 
 from __future__ import annotations
 
-import paths  # noqa: F401 isort: skip (before what lies there)
+from paths import LOOK, RESULTS  # isort: skip (before what lies elsewhere)
 
 import argparse
 import importlib
 import importlib.metadata
 import json
 import platform
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +33,6 @@ EXPERIMENTS = {
     "death": "death",
     "gil": "gil",
 }
-RESULTS = HERE.parent / "results" / "experiments"
 PACKAGES = ("apache-beam", "torch", "transformers", "tensorflow-cpu", "keras", "numpy")
 
 
@@ -46,11 +43,14 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(EXPERIMENTS):
         parser.error(f"there is no experiment {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
-    # So that what is running is ended, and its files go.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    running.end_well()
+    modules = {name: importlib.import_module(module) for name, module in EXPERIMENTS.items()}
     if not options.page:
-        measure({name: importlib.import_module(EXPERIMENTS[name]) for name in options.names})
-    page.write({name: importlib.import_module(module) for name, module in EXPERIMENTS.items()}, RESULTS)
+        measure({name: modules[name] for name in options.names})
+    if LOOK:
+        print(*(page.section(name, modules[name], RESULTS) for name in options.names), sep="\n\n")
+    else:
+        page.write(modules, RESULTS)
 
 
 def measure(chosen: dict[str, ModuleType]) -> None:
@@ -66,9 +66,10 @@ def measure(chosen: dict[str, ModuleType]) -> None:
             print(f"{clock(gone)} gone, about {clock(rest)} left. {name}: {what}", flush=True)
 
         start = time.monotonic()
+        before = about()
         found = module.measure(progress)
         left -= module.SECONDS
-        facts = {"seconds": time.monotonic() - start, **about(), **found}
+        facts = {"seconds": time.monotonic() - start, **before, **found}
         (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
     print(f"{clock(time.monotonic() - began)} in all.")
 
@@ -78,7 +79,8 @@ def clock(seconds: float) -> str:
 
 
 def about() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=10"]
+    commit = subprocess.run(describe, cwd=HERE, capture_output=True, text=True, check=False).stdout
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return {
         "machine": {**described(), "cpu": next((line.split(": ")[1] for line in lines if "model name" in line), "?")},

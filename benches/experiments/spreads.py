@@ -65,6 +65,11 @@ def total_cpu(run: Facts) -> float | None:
     return run["cpu"] if finished(run) else None
 
 
+def load_cpu(run: Facts) -> float | None:
+    """From the first load's begin until all are ready: what else they do meanwhile is in it."""
+    return run["ready_cpu"] - run["start_cpu"] if "ready_cpu" in run else None
+
+
 def wall(run: Facts) -> float | None:
     return run["wall"] if finished(run) else None
 

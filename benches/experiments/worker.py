@@ -20,8 +20,8 @@ import apache_beam as beam
 import models
 from notes import KILLED, ROOM, WEIGHTS, note
 
-#: A worker that failed never comes; Beam ends the job of its own long before.
-PATIENCE = 900
+#: A worker that failed never comes.
+PATIENCE = 300
 #: What this thread runs inference on, and the sum of its outputs' digests.
 DOING = threading.local()
 _loads: list[str] = []
@@ -40,6 +40,8 @@ class Part(NamedTuple):
     workers: int
     model: str
     phases: tuple[Phase, ...]
+    #: Whether all wait for each other between two phases.
+    together: bool
 
 
 def watch_loads() -> None:
@@ -61,17 +63,30 @@ class Batches(beam.DoFn):
     def process(self, part: Part) -> Iterator[list[Any]]:
         note("ready")
         examples = models.find(part.model).examples(max(phase.batch for phase in part.phases))
-        # The first prediction of each sets up what a first prediction sets up.
-        for number, phase in enumerate((Phase(part.phases[0].batch, 1), *part.phases)):
-            DOING.phase, DOING.call, DOING.digest = number, part.number, 0
-            note("begin", phase=number)
+        # A first prediction sets things up, for each size of a batch: phase 0 is not counted.
+        begin(0)
+        for phase in part.phases:
+            yield examples[: phase.batch]
+        end(0, part, len(part.phases))
+        for number, phase in enumerate(part.phases, 1):
+            begin(number)
             for call in range(phase.calls):
                 # The same batches, whoever has them.
-                DOING.call = part.number + call * part.workers
+                DOING.call, DOING.at = part.number + call * part.workers, 0
                 first = DOING.call * phase.batch
                 yield [examples[(first + at) % len(examples)] for at in range(phase.batch)]
-            note("end", phase=number, digest=DOING.digest, calls=phase.calls)
-            meet(number, part.workers)
+            end(number, part, phase.calls)
+
+
+def begin(phase: int) -> None:
+    DOING.phase, DOING.call, DOING.at, DOING.digest = phase, 0, 0, 0
+    note("begin", phase=phase)
+
+
+def end(phase: int, part: Part, calls: int) -> None:
+    note("end", phase=phase, digest=DOING.digest, calls=calls)
+    if part.together:
+        meet(phase, part.workers)
 
 
 def meet(phase: int, workers: int) -> None:
@@ -97,7 +112,8 @@ class Outputs(beam.DoFn):
     def process(self, result: Any) -> None:
         numbers = result.inference
         content = numbers.numpy().tobytes() if hasattr(numbers, "numpy") else bytes(str(numbers), "utf-8")
-        place = f"{DOING.phase} {DOING.call}".encode()
+        place = f"{DOING.phase} {DOING.call} {DOING.at}".encode()
+        DOING.at += 1
         DOING.digest += int.from_bytes(hashlib.blake2b(content, key=place, digest_size=6).digest(), "big")
 
 

@@ -1,4 +1,4 @@
-"""Image classifiers of keras.applications, with seeded weights: Beam's TFModelHandlerTensor."""
+"""Image classifiers of keras.applications that take 224 pixels, with seeded weights: Beam's TFModelHandlerTensor."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from transformers import BertConfig, BertModel
+from transformers.modeling_utils import no_init_weights
 
 from nets.torch_model import Model, seeded
 
@@ -11,12 +12,13 @@ TOKENS = 64
 
 
 class MiniLM(torch.nn.Module):
-    """The mean over its tokens."""
+    """The mean over its tokens. Without random numbers that are overwritten."""
 
     def __init__(self) -> None:
         super().__init__()
         sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-        self.encoder = BertModel(BertConfig(**sizes))
+        with no_init_weights():
+            self.encoder = BertModel(BertConfig(**sizes))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         answer: torch.Tensor = self.encoder(tokens).last_hidden_state.mean(1)

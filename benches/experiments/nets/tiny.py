@@ -5,20 +5,25 @@ from __future__ import annotations
 import threading
 
 import torch
+from torch.nn.utils import skip_init
 
 from nets.torch_model import Model, seeded
 
 
 class Tiny(torch.nn.Sequential):
     def __init__(self, *, lock: bool = False) -> None:
-        super().__init__(torch.nn.Linear(256, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 10))
+        # Without random numbers that are overwritten.
+        first, second = (skip_init(torch.nn.Linear, *sizes) for sizes in ((256, 1024), (1024, 10)))
+        super().__init__(first, torch.nn.ReLU(), second)
         if lock:  # which cannot be pickled: such a model cannot be shared
             self.lock = threading.Lock()
 
 
 def filled() -> Tiny:
-    torch.manual_seed(0)
-    return Tiny()
+    model = Tiny()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.05, generator=seeded())
+    return model
 
 
 def examples(count: int) -> list[torch.Tensor]:
