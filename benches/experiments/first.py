@@ -26,10 +26,10 @@ LOCKED = "tiny, with a lock"
 
 PLAN = [
     *(Planned(arm, *SETS[0], 21, ROUNDS) for arm in ("shared", "onecopy")),
-    Planned("mps", *SETS[0], 22, 3),
+    Planned("mps", *SETS[0], 22, 2),
     *(Planned(arm, *SETS[0], 20) for arm in ("one", "threads", "containers", "containers-onecopy")),
     *(Planned(arm, *SETS[1], 17, ROUNDS) for arm in ("shared", "onecopy")),
-    Planned("mps", *SETS[1], 17, 2),
+    Planned("mps", *SETS[1], 17),
     *(Planned(arm, *SETS[2], 12, ROUNDS) for arm in ("shared", "onecopy")),
     Planned("mps", *SETS[2], 16, 2),
     Planned("off", *SETS[2], 12),

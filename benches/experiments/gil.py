@@ -44,8 +44,8 @@ from clients import (
 from company import room
 from tables import markdown
 
-SECONDS = 240
-ROUNDS = min(3, plan.ROUNDS)
+SECONDS = 170
+ROUNDS = min(2, plan.ROUNDS)
 #: 6 MiB: small enough that memory's bandwidth, which all arms share, is not what is measured.
 WIDTH, LAYERS = 512, 6
 #: Seconds a cell at least, and calls of each client.

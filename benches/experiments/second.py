@@ -23,11 +23,12 @@ N = 4
 GENERATING = ((4, 2),)
 
 PLAN = [
-    Planned("onecopy", MODEL, N, GENERATING, 45, 3, LIMIT),
-    Planned("threads", MODEL, N, GENERATING, 32, 3, LIMIT),
-    Planned("mps", MODEL, N, GENERATING, 62, 2, LIMIT),
     *(
-        Planned(arm, MODEL, N, GENERATING, 45, 1, LIMIT)
+        Planned(arm, MODEL, N, GENERATING, seconds, 2, LIMIT)
+        for arm, seconds in (("onecopy", 60), ("threads", 45), ("mps", 78))
+    ),
+    *(
+        Planned(arm, MODEL, N, GENERATING, 58, 1, LIMIT)
         for arm in ("shared", "containers", "containers-onecopy", "one", "by-hand")
     ),
 ]

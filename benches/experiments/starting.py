@@ -16,7 +16,7 @@ from spreads import load_cpu, middle, of
 
 #: torch alone, half a GiB: what is loaded counts, beside Beam's imports.
 MODEL = "linears-512"
-COUNTS = {1: 10, 2: 11, 4: 19, 8: 37}
+COUNTS = {1: 12, 2: 12, 4: 21, 8: 42}
 PHASES = ((1, 4),)
 COMPARED = ("shared", "mps", "onecopy")
 PLAN = [Planned(arm, MODEL, count, PHASES, seconds) for arm in COMPARED for count, seconds in COUNTS.items()]

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from apache_beam.ml.inference.base import ModelHandler
 
 from onecopy import process
-from onecopy.beam import families, loaded, sharing, state, switch, threads
+from onecopy.beam import families, loaded, metrics, sharing, state, switch, threads
 from onecopy.errors import UnshareableError
 from onecopy.store import Store
 
@@ -125,8 +125,12 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         self, batch: Sequence[ExampleT], model: ModelT, inference_args: dict[str, Any] | None = None
     ) -> Iterable[PredictionT]:
         """`base.run_inference`, on a `base` that looks as if it had loaded the model itself."""
-        if self._active():
-            model = self._before_inference(model)
+        # Every call pays for what stands here: of a small model's that is a part.
+        came_with = loaded.find(model)
+        if came_with is not None:
+            model = self._before_inference(came_with, model)
+        elif self._active():  # not from our load_model, as the proxies of use_model_manager
+            model = loaded.unwrap(model)
         return self._base.run_inference(batch, model, inference_args)  # type: ignore[no-any-return]
 
     def update_model_path(self, model_path: str | None = None) -> None:
@@ -204,12 +208,12 @@ class SharedMemoryModelHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
             map_weights=self._map_weights,
         )
 
-    def _before_inference(self, given: Any) -> Any:
-        came_with, model = loaded.find(given), loaded.unwrap(given)
-        if came_with is not None:  # None: not from our load_model, as the proxies of use_model_manager
-            if self._looks_as is not came_with.token:
-                state.apply(self._base, came_with.state, model)
-                self._looks_as = came_with.token
+    def _before_inference(self, came_with: loaded.Loaded, given: Any) -> Any:
+        model = loaded.unwrap(given)
+        if self._looks_as is not came_with.token:
+            state.apply(self._base, came_with.state, model)
+            self._looks_as = came_with.token
+        if not came_with.reported and metrics.inside_bundle():
             loaded.report(came_with, self._metrics_namespace or self._base.get_metrics_namespace())
         return model
 

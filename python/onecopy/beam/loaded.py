@@ -16,7 +16,7 @@ from onecopy.beam.state import Changes
 from onecopy.info import ModelInfo
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Loaded:
     """What came with a model, and what keeps its mapping."""
 
@@ -25,6 +25,8 @@ class Loaded:
     hold: Any  # a `_core.Hold`, or None for a private model
     #: For handlers to note whose state they took on, without keeping any of this.
     token: object = field(default_factory=object)
+    #: Whether this process has updated its metrics.
+    reported: bool = False
 
 
 class Boxed:
@@ -87,17 +89,27 @@ def supersede(whose: tuple[str, str, str], now: Loaded, *, keep: bool) -> None:
             hold.end()
 
 
+def _in_child() -> None:
+    """After a fork: another thread may have had the lock, and nothing has been reported here."""
+    global _lock  # noqa: PLW0603 (one lock a process)
+    _lock = threading.Lock()
+    for one in _by_id.values():
+        one.reported = False
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 def _whose(info: ModelInfo) -> tuple[str, str, str]:
     return info.namespace, info.tag, (info.version or "").partition(":")[0]
 
 
 def report(came_with: Loaded, namespace: str) -> None:
-    """Update the metrics for this model, unless this process has done so, or has no bundle to do it in."""
+    """Update the metrics for this model, in a bundle, unless this process has done so."""
     info = came_with.info
     seen = (os.getpid(), info.namespace, info.tag, info.version, info.generation)
-    if seen in _reported or not metrics.inside_bundle():
-        return
     with _lock:
+        came_with.reported = True
         if seen in _reported:
             return
         _reported.add(seen)
