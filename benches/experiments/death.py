@@ -18,6 +18,7 @@ from typing import Any
 import clients
 import matplotlib.pyplot as plt
 import numpy as np
+import plan
 import plots
 import torch
 from children import Child, together
