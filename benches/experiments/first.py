@@ -75,12 +75,13 @@ def published(runs: list[Facts]) -> str:
             middle(map(steady_cpu, mine), 1),
             middle(ratios(mine, shared, steady_cpu), 2),
             middle(ratios(mine, shared, steady_wall), 2),
+            middle((run.get("first") for run in mine), 1),
             middle((run["peak"] / 2**20 for run in mine if run["peak"]), 0),
             loads(mine),
         ])  # fmt: skip
     head = (
         "", "rounds", "published vCPU hours", "its ratio to shared.py", "here: CPU s, all", "ratio", "start", "load", "steady",
-        "ratio", "wall, steady, ratio", "peak MiB", "loads",
+        "ratio", "wall, steady, ratio", "first prediction after s", "peak MiB", "loads",
     )  # fmt: skip
     return (
         f"MobileNetV2 (Keras) through `TFModelHandlerTensor`, N = {N}; each figure is the median of its rounds (least to most); a ratio is of runs of the same round.\n\n"
