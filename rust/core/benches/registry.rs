@@ -1,33 +1,49 @@
-//! What a transaction costs, and how soon a waiter is woken.
+//! What attaching costs without the skeleton, what a transaction costs, and how soon a waiter is woken.
 //!
 //! ```text
 //! cargo bench -p onecopy-core --bench registry
 //! ```
 //!
-//! `harness = false`: the processes that hold leases are this program again.
+//! * attach: lock, look-up, a holder's descriptor opened and verified, lease row, unlock; mapping. Nothing is touched.
+//! * let go: unmapping, lease row, closing.
+//! * acquire: `Store::acquire`, which does what `attach` does, keeps its own books, and reads and checks header, manifest and
+//!   an empty skeleton. What it takes longer is not the registry's.
+//! * lease: the transaction of `attach` alone, without the descriptor; wait: that of who finds a loader; sweep: a dry one.
+//!
+//! Medians. `harness = false`: the processes that hold leases are this program again.
 
 #[path = "../tests/registry_support/mod.rs"]
 mod registry_support;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use onecopy_core::registry::request::Acquired;
-use onecopy_core::words::Backend;
-use registry_support::{Actor, Room, ask, lease, now};
+use onecopy_core::registry::request::{AcquireRequest, Acquired, LeaseId};
+use onecopy_core::store::{Announced, Ask, Outcome, Step, Store};
+use onecopy_core::sys::mapping::Mapping;
+use onecopy_core::sys::object::{self, ObjectId};
+use onecopy_core::sys::room;
+use onecopy_core::words::{Backend, Huge};
+use registry_support::{Actor, NAMESPACE, Room, ask, constructor, key, lease, now};
 
 const ROUNDS: usize = 2000;
+/// `Store::acquire` is let go of by another thread, which is waited for.
+const ACQUIRES: usize = 200;
+const COLUMNS: [&str; 6] = ["attach", "let go", "acquire", "lease", "wait", "sweep"];
+const PAGE: usize = 4096;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     match &arguments[..] {
+        [_, role, room] if role == "publisher" => return publisher(Path::new(room)),
         [_, role, room] if role == "holder" => return holder(Path::new(room)),
         [_, role, room] if role == "waiter" => return waiter(Path::new(room)),
         _ => {}
     }
-    println!("{:>8} {:>12} {:>12} {:>12} {:>12}", "leases", "attach us", "release us", "wait us", "sweep us");
+    println!("{:>8}{}", "leases", COLUMNS.map(|column| format!("{:>12}", format!("{column} us"))).concat());
     for leases in [1, 64, 512] {
         transactions(leases);
     }
@@ -36,45 +52,64 @@ fn main() {
 
 fn transactions(leases: usize) {
     let room = Room::new();
-    let mut children: Vec<Child> = Vec::new();
-    let actor = Actor::new(&room.path);
-    actor.provide("t", Backend::Memfd);
+    let mut children = vec![start("publisher", &room)];
+    wait_for(&mut children[0]);
+    children.extend((1..leases).map(|_| start("holder", &room)));
+    children.iter_mut().skip(1).for_each(wait_for);
     let other = Actor::new(&room.path);
     other.load("loading");
-    for _ in 1..leases {
-        children.push(start("holder", &room));
-    }
-    for child in &mut children {
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    }
-    assert_eq!(actor.check().leases as usize, leases);
     let newcomer = Actor::new(&room.path);
-    newcomer.check();
-    let (mut attach, mut release, mut wait) = (Vec::new(), Vec::new(), Vec::new());
+    assert_eq!(newcomer.check().leases as usize, leases);
+    let (mut attached, mut gone, mut leased, mut wait) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let began = Instant::now();
-        let held = newcomer.attach("t").unwrap();
-        attach.push(began.elapsed());
-        let began = Instant::now();
+        let (held, spent) = timed(|| attach(&newcomer));
+        attached.push(spent);
+        gone.push(timed(|| let_go(&newcomer, held)).1);
+        let (held, spent) = timed(|| newcomer.attach("t").unwrap());
+        leased.push(spent);
         newcomer.release(held);
-        release.push(began.elapsed());
-        let began = Instant::now();
-        newcomer.acquire("loading");
-        wait.push(began.elapsed());
+        wait.push(timed(|| newcomer.acquire("loading")).1);
     }
-    let mut sweep = Vec::new();
-    for _ in 0..50 {
-        let began = Instant::now();
-        newcomer.transact(|session| session.sweep(true));
-        sweep.push(began.elapsed());
+    let store = Store::open(&room.path, NAMESPACE).unwrap();
+    let mut acquired = Vec::new();
+    for _ in 0..ACQUIRES {
+        let (held, spent) = timed(|| store.acquire(&asked(), None).unwrap());
+        acquired.push(spent);
+        assert!(matches!(held, Step::Attached(_)), "{held:?}");
+        drop(held);
+        while newcomer.check().leases as usize > leases {
+            std::thread::sleep(Duration::from_micros(100));
+        }
     }
-    let [attach, release, wait, sweep] = [attach, release, wait, sweep].map(median);
-    println!("{leases:>8} {attach:>12.1} {release:>12.1} {wait:>12.1} {sweep:>12.1}");
+    let sweep = (0..50).map(|_| timed(|| newcomer.transact(|session| session.sweep(true))).1).collect();
+    let medians = [attached, gone, acquired, leased, wait, sweep].map(|times| format!("{:>12.1}", median(times)));
+    println!("{leases:>8}{}", medians.concat());
     for mut child in children {
         drop(child.stdin.take());
         child.wait().unwrap();
     }
+}
+
+/// What a store does with the registry, the descriptor and the mapping.
+fn attach(newcomer: &Actor) -> (LeaseId, OwnedFd, Mapping) {
+    let (lease, fd, bytes) = newcomer.transact(|session| {
+        let request = AcquireRequest { oom_kills: room::oom_kills(), ..ask(session, "t", None) };
+        let Acquired::Attach { segment, content, holders, .. } = session.acquire(&request)? else {
+            panic!("nobody has it")
+        };
+        let (facts, newest) = (content.facts, &holders[0]);
+        let id = ObjectId { device: facts.device, inode: facts.inode, bytes: facts.bytes };
+        let fd = object::open_through_holder(newest.identity.pid, newest.fd, id).unwrap();
+        Ok((session.take_lease(segment, fd.as_raw_fd())?, fd, facts.bytes))
+    });
+    let mapping = Mapping::private(&fd, bytes as usize).unwrap();
+    (lease, fd, mapping)
+}
+
+fn let_go(newcomer: &Actor, (lease, fd, mapping): (LeaseId, OwnedFd, Mapping)) {
+    drop(mapping);
+    newcomer.release(lease);
+    drop(fd);
 }
 
 /// From the publisher's decision to publish until the waiter has its lease.
@@ -101,6 +136,12 @@ fn wake() {
     println!("publish to attached in a waiter: {:.1} us", median(latencies));
 }
 
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let began = Instant::now();
+    let done = work();
+    (done, began.elapsed())
+}
+
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times[times.len() / 2].as_secs_f64() * 1e6
@@ -116,14 +157,51 @@ fn start(role: &str, room: &Room) -> Child {
         .unwrap()
 }
 
+fn wait_for(child: &mut Child) {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "holds\n");
+}
+
 fn say(text: &str) {
     println!("{text}");
     std::io::stdout().flush().unwrap();
 }
 
+fn asked() -> Ask {
+    Ask { key: key("t"), constructor: constructor(), may_load: false }
+}
+
+/// One page, and an empty skeleton.
+fn publisher(room: &Path) {
+    let store = Store::open(room, NAMESPACE).unwrap();
+    let announced = Announced {
+        skeleton: Vec::new(),
+        buffers: vec![(0, PAGE as u64)],
+        data_bytes: PAGE as u64,
+        excess: PAGE as u64,
+        backend: Some(Backend::Memfd),
+        huge: Huge::Auto,
+        pin: false,
+        replace: false,
+        ticket: None,
+    };
+    let mut publishing = store.announce(&asked(), announced).unwrap();
+    publishing.fill(&[1; PAGE]).unwrap();
+    publishing.seal().unwrap();
+    let _model = publishing.inspect().unwrap();
+    assert!(matches!(publishing.publish().unwrap(), Outcome::Ready { .. }));
+    hold();
+}
+
 fn holder(room: &Path) {
-    let actor = Actor::new(room);
-    actor.attach("t").expect("published");
+    let store = Store::open(room, NAMESPACE).unwrap();
+    let step = store.acquire(&asked(), None).unwrap();
+    assert!(matches!(step, Step::Attached(_)), "{step:?}");
+    hold();
+}
+
+fn hold() {
     say("holds");
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
