@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
+from machine import MADV_POPULATE_READ, MADV_POPULATE_WRITE
 
 PR_SET_PDEATHSIG = 1
-MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
 #: The bit of a page that is there, in /proc/PID/pagemap.
 PRESENT = 63
 Play = Callable[..., Generator[Any, Any, None]]
@@ -119,6 +119,7 @@ def _live(play: Play, args: tuple[Any, ...], connection: multiprocessing.connect
     alive_at = time.perf_counter()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     status = 1
+    playing = None
     try:
         playing = play(*args)
         told = _told(connection)
@@ -130,7 +131,6 @@ def _live(play: Play, args: tuple[Any, ...], connection: multiprocessing.connect
                 )
             )
             told = _told(connection)
-        playing.close()
         status = 0
     except EOFError:
         pass
@@ -141,6 +141,13 @@ def _live(play: Play, args: tuple[Any, ...], connection: multiprocessing.connect
         except OSError:
             print(text, file=sys.stderr)
     finally:
+        # Whatever ended it, Ctrl-C too: a peer has a cluster to shut down.
+        try:
+            if playing is not None:
+                playing.close()
+        except BaseException:
+            status = 1
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -11,7 +11,6 @@ import environment  # noqa: F401 isort: skip (before anything that reads it)
 import gc
 import logging
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ending import end_well
 
 #: Row and case: why it is not there.
 CANNOT: list[dict[str, str]] = []
@@ -27,26 +27,28 @@ CANNOT: list[dict[str, str]] = []
 @pytest.fixture(scope="session", autouse=True)
 def all_imported() -> Iterator[None]:
     """Here once; every process that is measured is a child of this one."""
+    # In a test, SystemExit would be this test's failure.
+    end_well(lambda code: pytest.exit(f"told to end by signal {code - 128}", code))
     before = {path.name for path in Path("/dev/shm").iterdir()}
-    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["BENCH_TMP"] = tempfile.mkdtemp(prefix="onecopy-peers-")
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    import torch
-    import zerocopy  # noqa: F401
+    with tempfile.TemporaryDirectory(prefix="onecopy-peers-") as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = os.environ["BENCH_TMP"] = folder
+        logging.disable(logging.WARNING)
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        import torch
+        import zerocopy  # noqa: F401
 
-    torch.set_num_threads(1)
-    from children import be_still
-    from shapes import BERT, MINILM, T5, linears
+        torch.set_num_threads(1)
+        from children import be_still
+        from shapes import BERT, MINILM, T5, linears
 
-    for shape in (BERT, MINILM, T5, linears(1)):
-        shape.warm_up()
-    be_still()
-    yield
-    import psutil
+        for shape in (BERT, MINILM, T5, linears(1)):
+            shape.warm_up()
+        be_still()
+        yield
+        import psutil
 
-    gc.collect()
-    assert psutil.Process().children(recursive=True) == []
-    shutil.rmtree(os.environ["TMPDIR"])
+        gc.collect()
+        assert psutil.Process().children(recursive=True) == []
     left = {path.name for path in Path("/dev/shm").iterdir()} - before
     assert [name for name in left if "onecopy-peers-" in name or name.startswith("torch_")] == []
 

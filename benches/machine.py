@@ -7,11 +7,13 @@ import mmap
 import os
 from pathlib import Path
 
+MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
+
 
 def meminfo(name: str) -> int:
-    """Bytes."""
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1]) << 10
+    """Bytes; 0 for what this kernel does not count."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return int(next((line for line in lines if line.startswith(name + ":")), ": 0").split()[1]) << 10
 
 
 def available() -> int:
@@ -40,7 +42,6 @@ def described() -> dict[str, object]:
     }
 
 
-MADV_POPULATE_READ = 22
 MAP_NORESERVE, MAP_FIXED, PROT_NONE = 0x4000, 0x10, 0
 CHUNK = 2 << 20
 

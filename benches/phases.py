@@ -8,9 +8,10 @@ Wraps the functions that do the work, and asks the kernel for the page faults of
 
 from __future__ import annotations
 
+import environment  # noqa: F401 isort: skip (before anything that reads it)
+
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -21,7 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-os.environ["USE_TF"] = "0"
+from ending import end_well
+
 SHAPES = ("BERT-base", "t5-large")
 
 
@@ -128,14 +130,18 @@ def measure(shape_name: str, rounds: int) -> None:
     published, attached = [], []
     for _ in range(rounds):
         namespace = f"bench-{uuid.uuid4().hex[:8]}"
-        with run("publish", shape_name, namespace) as publisher:
-            published.append(answer(publisher))
-            with run("attach", shape_name, namespace) as attacher:
-                attached.append(answer(attacher))
-            publisher.communicate("go\n")
-        subprocess.run(
-            [sys.executable, "-m", "onecopy.cli", "sweep", "--namespace", namespace], check=True, capture_output=True
-        )
+        try:
+            with run("publish", shape_name, namespace) as publisher:
+                published.append(answer(publisher))
+                with run("attach", shape_name, namespace) as attacher:
+                    attached.append(answer(attacher))
+                publisher.communicate("go\n")
+        finally:
+            subprocess.run(
+                [sys.executable, "-m", "onecopy.cli", "sweep", "--namespace", namespace],
+                check=True,
+                capture_output=True,
+            )
     size = published[0]["bytes"]
     rates = statistics.median(one["bytes"] / one["milliseconds"]["all"] / 1e6 for one in published)
     huge = statistics.median(one["huge"] / one["bytes"] for one in published)
@@ -162,6 +168,7 @@ def main() -> None:
     if options.role:
         {"publish": publish, "attach": attach}[options.role](*options.shapes)
         return
+    end_well()
     for shape in options.shapes:
         measure(shape, options.rounds)
 

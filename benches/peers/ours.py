@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from children import Child
+from machine import meminfo
 from shapes import Shape
 
 import onecopy
@@ -139,10 +140,7 @@ def swept(folder: Path) -> Iterator[None]:
 
 def huge_pages() -> int:
     """Bytes of shared memory on this machine that are huge pages."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("ShmemHugePages:"):
-            return int(line.split()[1]) << 10
-    return 0
+    return meminfo("ShmemHugePages")
 
 
 def wait_for_collapse(size: int, quiet: float = 1.5, most: float = 30.0) -> None:
