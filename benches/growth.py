@@ -1,7 +1,7 @@
 """What grows with what: leases, tags, tensors, bytes. `make growth` prints the tables that benches/README.md shows.
 
 Each table doubles one number, in one run, and tells the cost for one of what was doubled beside the first row's: 1.0 and
-less is linear or better. Medians.
+less is linear or better. Medians; of how many, stands under each table.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import resource
 import signal
 import statistics
+import subprocess
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-from children import as_if_never_forked
+from children import Child, as_if_never_forked, have_free_pages
+from ending import end_well
+from machine import described, meminfo
 
 import onecopy
 
@@ -33,13 +34,19 @@ from onecopy import _acquire, _publish, _verbs, process  # noqa: F401
 
 MIB = 1 << 20
 REPEATS = 15
+#: Where one takes seconds.
+FEW = 5
+PUBLICATIONS = 3
+#: An even number: each of two comes first as often.
+FILLS = 4
 
 
 def main() -> int:
+    end_well()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Each model takes a descriptor, and a shell's usual limit is 1,024.
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    print(f"{os.cpu_count()} CPUs, {memory('MemTotal') / 2**30:.1f} GiB; onecopy {onecopy.__version__}")
+    print(f"{os.cpu_count()} CPUs, {meminfo('MemTotal') / 2**30:.1f} GiB; onecopy {onecopy.__version__}")
     arguments = sys.argv[1:]
     kept = Path(arguments.pop(0).removeprefix("--json=")) if arguments and arguments[0].startswith("--json=") else None
     for name in arguments or [name for name in TABLES if name != "sizes"]:
@@ -53,14 +60,31 @@ def keep(path: Path, name: str, table: Table, rows: list[tuple[float, ...]]) -> 
     """For benches/report.py; the tables that were not measured stay as they were."""
     known = json.loads(path.read_text()) if path.exists() else {"tables": {}}
     known["tables"][name] = {
+        **about(),
         "title": table.title,
         "columns": table.columns,
         "drawn": table.drawn,
         "rows": [[float(f"{value:.5g}") for value in row] for row in rows],
-        "words": table.words(rows),
+        "words": f"{table.words(rows)} {table.medians}",
     }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def about() -> dict[str, Any]:
+    """As benches/report.py keeps it of the other rows."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    return {
+        "machine": described(),
+        "onecopy": commit.strip() or "?",
+        "datetime": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
+    }
 
 
 @dataclass
@@ -75,6 +99,8 @@ class Table:
     growing: tuple[int, ...]
     #: Those in milliseconds.
     drawn: tuple[int, ...]
+    #: How often each was measured.
+    medians: str
 
     def print(self) -> list[tuple[float, ...]]:
         names = [*self.columns, *(f"{self.columns[at]} for one, against the first row" for at in self.growing)]
@@ -88,11 +114,11 @@ class Table:
             against = [row[at] / row[0] / (first[at] / first[0]) for at in self.growing]
             cells = [f"{count:,}", *(f"{value:,.2f}" for value in (*row[1:], *against))]
             print("| " + " | ".join(cells) + " |", flush=True)
-        print(f"\n{self.words(rows)}", flush=True)
+        print(f"\n{self.words(rows)} {self.medians}", flush=True)
         return rows
 
     def words(self, rows: list[tuple[float, ...]]) -> str:
-        """The slope from the first row to the last, and what one costs there."""
+        """The slope from the first row to the last, and what one more costs between them, where it is more than chance."""
         first, last = rows[0], rows[-1]
         said = []
         for at in self.drawn:
@@ -107,7 +133,8 @@ class Table:
                 else "steeper"
             )
             each = (last[at] - first[at]) / (last[0] - first[0]) * 1e6
-            said.append(f"{self.columns[at]}: {kind} (slope {slope:.2f}; {each:,.0f} ns for one more)")
+            more = "" if kind == "flat" else f"; {each:,.0f} ns for one more"
+            said.append(f"{self.columns[at]}: {kind} (slope {slope:.2f}{more})")
         return f"From {first[0]:,} to {last[0]:,} {self.columns[0]}: " + "; ".join(said) + "."
 
 
@@ -125,11 +152,21 @@ def leases(store: onecopy.Store, child: Children, count: int) -> tuple[float, ..
 
 
 def tags(store: onecopy.Store, child: Children, count: int) -> tuple[float, ...]:
-    def publish(keep: Keep) -> float:
-        def one(tag: int) -> None:
-            keep(store.publish(f"model {tag}", [np.ones(MIB // 8)]))
+    model = [np.ones(MIB // 8)]
 
-        return statistics.median(timed(lambda tag=tag: one(tag)) for tag in range(count))
+    def one_more() -> float:
+        """It goes again: there are as many tags each time."""
+        leases: list[onecopy.Lease] = []
+        spent = timed(lambda: leases.append(store.publish("one more", model)))
+        leases.pop().release()
+        while len(store.list()) > count:
+            time.sleep(0.001)
+        return spent
+
+    def publish(keep: Keep) -> float:
+        for tag in range(count):
+            keep(store.publish(f"model {tag}", model))
+        return median(one_more)
 
     publishing = child(publish)
     assert len(store.list()) == count
@@ -152,8 +189,8 @@ def tensors(store: onecopy.Store, child: Children, count: int, length: int = 512
         assert lease.object[f"weight {count - 1}"].sum() == float(length) * (count - 1)
         return spent, lease.info.private_bytes / 1024
 
-    publishing = child(publish)
-    seen = [child(attach) for _ in range(5)]
+    publishing = published(store, child, publish)
+    seen = [child(attach) for _ in range(FEW)]
     return publishing, *(statistics.median(column) for column in zip(*seen, strict=True))
 
 
@@ -175,12 +212,22 @@ def modules(store: onecopy.Store, child: Children, count: int) -> tuple[float, .
         assert lease.object[count - 1].weight[0, 0] == count - 1
         return spent
 
-    publishing = child(publish)
+    publishing = published(store, child, publish)
     seen = []
-    for _ in range(5):
+    for _ in range(FEW):
         with children() as one:
             seen.append(one(attach))
     return publishing, statistics.median(seen)
+
+
+def published(store: onecopy.Store, child: Children, publish: Callable[[Keep], float]) -> float:
+    """By a fresh process each time; the last one stays, and what it published."""
+    spent = []
+    for _ in range(PUBLICATIONS - 1):
+        with children() as one:
+            spent.append(one(publish))
+        store.sweep()
+    return statistics.median([*spent, child(publish)])
 
 
 def flat(store: onecopy.Store, child: Children, mib: int) -> tuple[float, ...]:
@@ -190,20 +237,40 @@ def flat(store: onecopy.Store, child: Children, mib: int) -> tuple[float, ...]:
 
 
 def sizes(store: onecopy.Store, child: Children, mib: int) -> tuple[float, ...]:
+    """Each fill in a fresh process, over pages that the machine really has; each of the two comes first as often."""
     size = mib * MIB
-    plain = timed(lambda: write_plainly(mib))
-    publishing = child(lambda keep: timed(lambda: keep(store.publish("model", [np.zeros(size, np.uint8)]))))
+
+    def publish(keep: Keep) -> float:
+        model = [np.zeros(size, np.uint8)]
+        return timed(lambda: keep(store.publish("model", model)))
+
+    ways: dict[str, Callable[[Keep], float]] = {"publish": publish, "plain": lambda keep: write_plainly(mib)}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(FILLS):
+        for name in sorted(ways, reverse=bool(number % 2)):
+            have_free_pages(size)
+            with children() as one:
+                spent[name].append(one(ways[name]))
+            store.sweep()
+    child(publish)
     assert store.show("model")[0].shared_bytes == size
-    return publishing, plain, median(lambda: attach_elsewhere(store, "model"), 5)
+    attach = median(lambda: attach_elsewhere(store, "model"), FEW)
+    return statistics.median(spent["publish"]), statistics.median(spent["plain"]), attach
 
 
-def write_plainly(mib: int) -> None:
-    """The limit: fresh shared memory filled by write(2) alone, and given back."""
+def write_plainly(mib: int) -> float:
+    """The limit: fresh shared memory filled by write(2) alone. Giving it back is no part of it."""
     number = os.memfd_create("growth")
     block = bytes(MIB)
-    for _ in range(mib):
-        os.write(number, block)
-    os.close(number)
+
+    def write() -> None:
+        for _ in range(mib):
+            os.write(number, block)
+
+    try:
+        return timed(write)
+    finally:
+        os.close(number)
 
 
 @contextmanager
@@ -231,37 +298,26 @@ class Children:
     """Forked from a process that has imported everything and holds nothing: as good as fresh ones, without the import."""
 
     def __init__(self) -> None:
-        self.pids: list[int] = []
+        self.those: list[Child] = []
 
     def __call__(self, work: Callable[[Keep], Any]) -> Any:
         """What `work` answers in a new child, which stays."""
-        reading, writing = os.pipe()
-        pid = os.fork()
-        if not pid:
-            self._live(work, writing)
-        self.pids.append(pid)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as answer:
-            return pickle.load(answer)
-
-    @staticmethod
-    def _live(work: Callable[[Keep], Any], writing: int) -> NoReturn:
-        try:
-            as_if_never_forked()
-            keep = Keep()
-            os.write(writing, pickle.dumps(work(keep)))
-            os.close(writing)
-            signal.pause()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
+        child = Child(working, work)
+        self.those.append(child)
+        return child()
 
     def kill(self) -> None:
-        while self.pids:
-            pid = self.pids.pop()
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        while self.those:
+            child = self.those.pop()
+            os.kill(child.pid, signal.SIGKILL)
+            child.end()
+
+
+def working(work: Callable[[Keep], Any]) -> Iterator[Any]:
+    """Plays in a child."""
+    as_if_never_forked()
+    keep = Keep()
+    yield work(keep)
 
 
 @contextmanager
@@ -291,11 +347,6 @@ def median(measure: Callable[[], float], repeats: int = REPEATS) -> float:
     return statistics.median(measure() for _ in range(repeats))
 
 
-def memory(name: str) -> int:
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1]) << 10
-
-
 TABLES = {
     "leases": Table(
         "One model, held by more and more processes",
@@ -304,6 +355,7 @@ TABLES = {
         leases,
         growing=(2, 3),
         drawn=(1, 2, 3),
+        medians=f"Attach and list: medians of {REPEATS}; the sweep: once.",
     ),
     "tags": Table(
         "More and more models of 1 MiB in one namespace",
@@ -312,6 +364,7 @@ TABLES = {
         tags,
         growing=(3, 4),
         drawn=(1, 2, 3, 4),
+        medians=f"Medians of {REPEATS}; `publish of one` is that of one more.",
     ),
     "tensors": Table(
         "One model of more and more torch tensors of 2 KiB",
@@ -320,6 +373,7 @@ TABLES = {
         tensors,
         growing=(1, 2, 3),
         drawn=(1, 2),
+        medians=f"Publish: medians of {PUBLICATIONS}; attach: of {FEW}.",
     ),
     "few tensors": Table(
         "One model of few torch tensors, 4 MiB in all",
@@ -328,6 +382,7 @@ TABLES = {
         lambda store, child, count: tensors(store, child, count, (4 * MIB) // (4 * count)),
         growing=(),
         drawn=(1, 2),
+        medians=f"Publish: medians of {PUBLICATIONS}; attach: of {FEW}.",
     ),
     "modules": Table(
         "One model of more and more modules with one parameter of 4 KiB each",
@@ -336,6 +391,7 @@ TABLES = {
         modules,
         growing=(1, 2),
         drawn=(1, 2),
+        medians=f"Publish: medians of {PUBLICATIONS}; attach: of {FEW}.",
     ),
     "bytes": Table(
         "One array of more and more bytes",
@@ -344,14 +400,16 @@ TABLES = {
         flat,
         growing=(),
         drawn=(1,),
+        medians=f"Medians of {REPEATS}.",
     ),
     "sizes": Table(
         "One array of zeros (which take no memory before they are shared), up to 0.55 of the machine's memory",
         ("MiB", "publish ms", "the same bytes by write(2) ms", "attach ms"),
-        tuple(int(memory("MemTotal") * part) // MIB for part in (1 / 16, 1 / 8, 1 / 4, 0.55)),
+        tuple(int(meminfo("MemTotal") * part) // MIB for part in (1 / 16, 1 / 8, 1 / 4, 0.55)),
         sizes,
         growing=(1, 2),
         drawn=(1, 2, 3),
+        medians=f"Fills: medians of {FILLS}, each over pages fetched from the host before; attach: of {FEW}.",
     ),
 }
 

@@ -163,6 +163,7 @@ def write_growth(growth: Row, drawn: dict[str, list[str]]) -> str:
     text = []
     for name, table in growth["tables"].items():
         text.append(f"### {table['title']}\n")
+        text += [f"{machine(table)}\n"] if "machine" in table else []
         text += [f"![{table['title']}](plots/{plot})\n" for plot in drawn.get(f"growth {name}", [])]
         text.append(
             markdown(
