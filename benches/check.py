@@ -1,18 +1,20 @@
 """Costs that can be counted, which a noisy machine shows as well as a quiet one: system calls and instructions.
 
-    make bench-check                     # fails where one of them grew by more than MARGIN
+    make bench-check                     # fails where one of them is no more what it was
     python benches/check.py --write      # the new figures are the ones to compare with
 
-System calls by strace(1), of all threads of the process; instructions by valgrind(1), `--tool=callgrind`, of the user's side
-alone. Both from the moment in which everything is imported and the caller asks, to that in which he has his answer.
+System calls by strace(1), of the calling thread and of all; instructions by valgrind(1), `--tool=callgrind`, of the user's
+side alone. Both from the moment in which everything is imported and the caller asks, to that in which he has his answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import importlib.metadata
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,10 +26,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-#: What was counted last, and by how much a figure may exceed it.
+from ending import end_well
+
+CALLER, ALL, INSTRUCTIONS = "system calls of the caller", "system calls of all threads", "instructions"
+#: What was counted last, and by how much a figure may differ from it. Which thread wakes which is chance.
 KNOWN = Path(__file__).parent / "counted.json"
 MARGIN = 0.10
-FEW = 5
+FEW = {CALLER: 2, ALL: 5, INSTRUCTIONS: 0}
+#: Whose versions the figures are of.
+PACKAGES = ("torch", "numpy")
 #: Of the model: as many parameters as t5-large has, 2.1 MB.
 LAYERS, WIDTH = 250, 32
 #: System calls that nobody else makes here.
@@ -130,7 +137,8 @@ def wait_for(child: subprocess.Popen[str], word: str) -> None:
         raise SystemExit(f"{' '.join(map(str, child.args))} did not say {word!r}")  # type: ignore[union-attr]
 
 
-def system_calls(verb: str, namespace: str, folder: Path) -> collections.Counter[str]:
+def system_calls(verb: str, namespace: str, folder: Path) -> list[tuple[bool, str]]:
+    """Whether it was the caller's, and its name."""
     log = folder / "strace"
     with counted(verb, namespace, "strace", "--follow-forks", f"--output={log}") as child:
         tell(child)
@@ -138,8 +146,9 @@ def system_calls(verb: str, namespace: str, folder: Path) -> collections.Counter
     lines = log.read_text(errors="replace").splitlines()
     begin = next(number for number, line in enumerate(lines) if BEGIN in line)
     end = next(number for number, line in enumerate(lines) if END in line)
-    calls = re.compile(r"\d+ +(\w+)\(")
-    return collections.Counter(match[1] for line in lines[begin + 1 : end] if (match := calls.match(line)))
+    caller = lines[begin].split()[0]
+    calls = [re.match(r"(\d+) +(\w+)\(", line) for line in lines[begin + 1 : end]]
+    return [(call[1] == caller, call[2]) for call in calls if call]
 
 
 def instructions(verb: str, namespace: str, folder: Path) -> int:
@@ -166,30 +175,44 @@ def measure() -> dict[str, dict[str, int]]:
     namespace = f"bench-{uuid.uuid4().hex[:8]}"
     store = onecopy.Store(namespace)
     found = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="onecopy-bench-") as folder,
-        store.publish("there", make()),
-        store.publish("other", make()),
-    ):
-        for verb in VERBS:
-            calls = system_calls(verb, namespace, Path(folder))
-            found[verb] = {"system calls": calls.total(), "instructions": instructions(verb, namespace, Path(folder))}
-            print(f"{verb}: {found[verb]}; most: {calls.most_common(4)}", flush=True)
-    # Who is in the table keeps its file.
-    process.core_store(store.place).leave()
-    subprocess.run(
-        [sys.executable, "-m", "onecopy.cli", "--namespace", namespace, "sweep"], check=True, capture_output=True
-    )
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="onecopy-bench-") as folder,
+            store.publish("there", make()),
+            store.publish("other", make()),
+        ):
+            for verb in VERBS:
+                calls = system_calls(verb, namespace, Path(folder))
+                found[verb] = {
+                    CALLER: sum(own for own, _ in calls),
+                    ALL: len(calls),
+                    INSTRUCTIONS: instructions(verb, namespace, Path(folder)),
+                }
+                most = collections.Counter(name for _, name in calls).most_common(4)
+                print(f"{verb}: {found[verb]}; most: {most}", flush=True)
+    finally:
+        # Who is in the table keeps its file.
+        process.core_store(store.place).leave()
+        subprocess.run(
+            [sys.executable, "-m", "onecopy.cli", "--namespace", namespace, "sweep"], check=True, capture_output=True
+        )
     return found
 
 
+def about() -> dict[str, Any]:
+    from machine import described
+
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {"machine": described(), "versions": {"python": platform.python_version(), **versions}}
+
+
 def compare(found: dict[str, dict[str, int]], known: dict[str, dict[str, int]]) -> list[str]:
-    """What grew by more than the margin; a few system calls are chance (who wakes whom)."""
+    """What differs by more than the margin. What fell, too: beside a figure that is too high, growth is not seen."""
     return [
-        f"{verb}: {figure:,} {what}, it was {known[verb][what]:,}"
+        f"{verb}: {figure:,} {what}, it was {before:,}"
         for verb, figures in found.items()
         for what, figure in figures.items()
-        if figure > known[verb][what] * (1 + MARGIN) + FEW
+        if abs(figure - (before := known[verb][what])) > before * MARGIN + FEW[what]
     ]
 
 
@@ -205,13 +228,18 @@ def main() -> int:
     if missing:
         print(f"bench-check needs {', '.join(missing)}: install strace and valgrind", file=sys.stderr)
         return 2
-    found = measure()
+    end_well()
+    facts, found = about(), measure()
     if options.write:
-        KNOWN.write_text(json.dumps(found, indent=2) + "\n")
+        KNOWN.write_text(json.dumps({**facts, "verbs": found}, indent=2) + "\n")
         return 0
-    grown = compare(found, json.loads(KNOWN.read_text()))
-    print("\n".join(grown) or f"nothing grew by more than {MARGIN:.0%}")
-    return 1 if grown else 0
+    known = json.loads(KNOWN.read_text())
+    changed = compare(found, known["verbs"])
+    print("\n".join(changed) or f"nothing differs by more than {MARGIN:.0%}")
+    if changed:
+        print(f"{KNOWN.name} is of {known['versions']} on {known['machine']}; this is {facts['versions']}")
+        print("Where it is meant, or less: python benches/check.py --write")
+    return 1 if changed else 0
 
 
 if __name__ == "__main__":
