@@ -87,18 +87,26 @@ soak: build ## random killing for ten minutes (SOAK_SECONDS=...), many more orde
 	ONECOPY_EXPLORE=large cargo test --locked --release --package onecopy-core --features failpoints --test registry_explored
 
 .PHONY: bench bench-check bench-report
-# BENCH=attach,memory: these rows alone (benches/test_*.py). BENCH_ROUNDS, BENCH_MIB: see benches/README.md.
-BENCH_RAW := target/bench.json
+# BENCH=attach,memory: these rows alone (benches/test_*.py). BENCH_LOOK=1: a quick look, printed and not kept. BENCH_ROUNDS,
+# BENCH_MIB: see benches/README.md.
+BENCH_RAW := target/bench$(if $(BENCH_LOOK),-look).json
+ifneq ($(BENCH_LOOK),)
+export BENCH_LOOK
+export BENCH_ROUNDS ?= 2
+export BENCH_MIB ?= 500
+else
+unexport BENCH_LOOK
+endif
 comma := ,
 bench: build $(PEERS) ## onecopy beside its peers, row by row, then the report (BENCH=attach,memory picks rows)
 	@mkdir -p $(dir $(BENCH_RAW))
 	$(BIN)/python -m pytest -c benches/pytest.ini --benchmark-json=$(BENCH_RAW) \
 	    $(or $(patsubst %,benches/test_%.py,$(subst $(comma), ,$(BENCH))),benches)
-	$(MAKE) --no-print-directory bench-report
+	$(BIN)/python benches/report.py $(BENCH_RAW)
 bench-check: build ## system calls and instructions of the verbs, against benches/counted.json; needs strace and valgrind
 	$(BIN)/python benches/check.py
-bench-report: $(PEERS) ## tables and plots of benches/README.md from the last run
-	$(BIN)/python benches/report.py $(BENCH_RAW)
+bench-report: $(PEERS) ## tables and plots of benches/README.md from benches/results
+	$(BIN)/python benches/report.py
 
 .PHONY: growth
 growth: build ## what costs how much more with more leases, tags, tensors and bytes (benches/README.md)
