@@ -89,6 +89,7 @@ soak: build ## random killing for ten minutes (SOAK_SECONDS=...), many more orde
 .PHONY: bench bench-check bench-report
 # BENCH=attach,memory: these rows alone (benches/test_*.py). BENCH_LOOK=1: a quick look, printed and not kept. BENCH_ROUNDS,
 # BENCH_MIB: see benches/README.md.
+# Where a row fails, the others are in BENCH_RAW still: .venv/bin/python benches/report.py target/bench.json
 BENCH_RAW := target/bench$(if $(BENCH_LOOK),-look).json
 ifneq ($(BENCH_LOOK),)
 export BENCH_LOOK
