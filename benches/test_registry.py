@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from rounds import ROUNDS
 
-COLUMNS = ("attach", "let go", "acquire", "lease", "wait", "sweep")
+COLUMNS = ("attach", "let go", "cold", "acquire", "lease", "wait", "sweep")
 LEASES = (1, 64, 512)
 #: Seconds, at any number of leases.
 GOALS = {"attach": 50e-6}

@@ -6,8 +6,9 @@
 //!
 //! * attach: lock, look-up, a holder's descriptor opened and verified, lease row, unlock; mapping. Nothing is touched.
 //! * let go: unmapping, lease row, closing.
-//! * acquire: `Store::acquire`, which does what `attach` does, keeps its own books, and reads and checks header, manifest and
-//!   an empty skeleton. What it takes longer is not the registry's.
+//! * cold: attach, after 5 ms of something else: what a process pays that does not attach again and again.
+//! * acquire: `Store::acquire` right after an attach. It does the same, keeps its own books, and reads and checks header,
+//!   manifest and an empty skeleton.
 //! * lease: the transaction of `attach` alone, without the descriptor; wait: that of who finds a loader; sweep: a dry one.
 //!
 //! Medians. `harness = false`: the processes that hold leases are this program again.
@@ -30,10 +31,10 @@ use onecopy_core::words::{Backend, Huge};
 use registry_support::{Actor, NAMESPACE, Room, ask, constructor, key, lease, now};
 
 const ROUNDS: usize = 2000;
-/// `Store::acquire` is let go of by another thread, which is waited for.
+/// Of `Store::acquire`, which is let go of by another thread. That one is waited for.
 const ACQUIRES: usize = 200;
 const SETTLED: Duration = Duration::from_millis(5);
-const COLUMNS: [&str; 6] = ["attach", "let go", "acquire", "lease", "wait", "sweep"];
+const COLUMNS: [&str; 7] = ["attach", "let go", "cold", "acquire", "lease", "wait", "sweep"];
 const PAGE: usize = 4096;
 
 fn main() {
@@ -72,14 +73,17 @@ fn transactions(leases: usize) {
         wait.push(timed(|| newcomer.acquire("loading")).1);
     }
     let store = Store::open(&room.path, NAMESPACE).unwrap();
-    let mut acquired = Vec::new();
+    let (mut cold, mut acquired) = (Vec::new(), Vec::new());
     for _ in 0..ACQUIRES {
+        let (held, spent) = timed(|| attach(&newcomer));
+        cold.push(spent);
+        let_go(&newcomer, held);
         let (held, spent) = timed(|| store.acquire(&asked(), None).unwrap());
         acquired.push(spent);
         assert!(matches!(held, Step::Attached(_)), "{held:?}");
         drop(held);
-        // That thread looks at the table once more afterwards, and who comes then waits for its lock. Awake: after a sleep
-        // it would be the CPU's own waking that is measured.
+        // That thread looks at the table once more afterwards, and who comes then waits for its lock. Awake: the CPU's own
+        // waking is nobody's cost.
         loop {
             let dropped = Instant::now();
             while dropped.elapsed() < SETTLED {
@@ -91,7 +95,7 @@ fn transactions(leases: usize) {
         }
     }
     let sweep = (0..50).map(|_| timed(|| newcomer.transact(|session| session.sweep(true))).1).collect();
-    let medians = [attached, gone, acquired, leased, wait, sweep].map(|times| format!("{:>12.1}", median(times)));
+    let medians = [attached, gone, cold, acquired, leased, wait, sweep].map(|times| format!("{:>12.1}", median(times)));
     println!("{leases:>8}{}", medians.concat());
     for mut child in children {
         drop(child.stdin.take());
