@@ -5,10 +5,13 @@ Arms are those of arms.py, models those of models.py; 4x8 are 8 batches of 4 in 
 
 from __future__ import annotations
 
+import paths  # noqa: F401 isort: skip (before what lies elsewhere)
+
 import argparse
 import json
 
 from arms import ARMS
+from ending import end_well
 
 import running
 
@@ -25,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=0, help="how often a run is repeated that had busy neighbours")
     options = parser.parse_args()
-    running.end_well()
+    end_well()
     with running.prepared(options.model) as files:
         for _ in range(options.rounds):
             for arm in options.arms:

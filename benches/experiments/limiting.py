@@ -21,12 +21,11 @@ from starting import COMPARED, COUNTS, MODEL, PHASES
 import running
 
 MIB = 1 << 20
-#: Of the peak without a limit.
-STEP, STEPS = 0.06, 6
+#: Of the peak without a limit; and how many are tried at most, where a job takes long and where it does not.
+STEP, STEPS, FEW = 0.06, 6, 1
 #: What a job that is killed is given: so much of its peak, with so many processes, to see what it does then.
 TOO_LITTLE, KILLED_WITH = 0.8, 2
-#: Two runs for each, and what ends them.
-SECONDS = 1.1 * (len(COMPARED) * 2.2 + 0.6) * sum(COUNTS.values()) + 100
+SECONDS = 1.2 * len(COMPARED) * (2.2 * sum(COUNTS.values()) - 1.2 * max(COUNTS.values())) + 150
 #: Seconds until a job whose worker was killed counts as one that has failed.
 HOPELESS = 5.0
 
@@ -37,7 +36,7 @@ def measure(progress: Progress) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     cells = [(arm, count) for count in COUNTS for arm in COMPARED]
     ends = (min(COUNTS), max(COUNTS))
-    weight = 2.2 * sum(COUNTS[count] for _, count in cells) + sum(COUNTS[count] for count in ends) + 100
+    weight = SECONDS / 1.2
     done = 0
     peaks = starting.peaks()
     with running.prepared(MODEL, "nothing") as files:
@@ -57,6 +56,7 @@ def measure(progress: Progress) -> dict[str, Any]:
             runs += walked(
                 peaks[arm, count],
                 lambda limit, arm=arm, count=count: tried(arm, MODEL, count, limit, hopeless=HOPELESS),
+                FEW if count == max(COUNTS) else STEPS,
             )
         killed = [
             tried(arm, MODEL, KILLED_WITH, int(peaks[arm, KILLED_WITH] * TOO_LITTLE), together=False)
@@ -66,11 +66,11 @@ def measure(progress: Progress) -> dict[str, Any]:
     return {"model": MODEL, "size": size, "without": without, "runs": runs, "killed": killed}
 
 
-def walked(peak: int, tried: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+def walked(peak: int, tried: Callable[[int], dict[str, Any]], steps: int) -> list[dict[str, Any]]:
     """Runs, a step of the limit apart, until one is known that is enough and one that is not."""
     runs = [tried(int(peak * (1 - STEP)))]
     direction = -1 if finished(runs[0]) else 1
-    for step in range(1, STEPS):
+    for step in range(1, steps):
         runs.append(tried(int(peak * (1 - STEP + direction * step * STEP))))
         if finished(runs[-1]) != finished(runs[0]):
             break

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import page
+from ending import end_well
 from machine import described
 
 import running
@@ -43,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(EXPERIMENTS):
         parser.error(f"there is no experiment {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}")
-    running.end_well()
+    end_well()
     modules = {name: importlib.import_module(module) for name, module in EXPERIMENTS.items()}
     if not options.page:
         measure({name: modules[name] for name in options.names})

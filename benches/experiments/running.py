@@ -253,12 +253,6 @@ def why(log: str) -> str:
     return lines[-1][-200:] if lines else log[-200:]
 
 
-def end_well() -> None:
-    """Told to end, this process first ends what it runs, and takes its files along."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-
-
 def children_cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
