@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Forked, Other, wait_until
+from processes import Forked, Other, wait_until, within
 from tasks import Model, counted, loads, mapped, weigh
 
 import onecopy
@@ -595,7 +595,9 @@ def test_threads_attach_the_same_object_and_one_lease(namespace):
             for thread in threads:
                 thread.join()
             assert len({id(lease.object) for lease in leases}) == 1
-            assert sorted(who[0] for who in store.show("model")[0].holders) == sorted((os.getpid(), other.pid))
+            # The round before may still be giving its own back.
+            both = sorted((os.getpid(), other.pid))
+            assert within(20, lambda both=both: sorted(who[0] for who in store.show("model")[0].holders) == both)
             leases.clear()
             del work
         wait_until(lambda: len(store.show("model")[0].holders) == 1)

@@ -103,10 +103,10 @@ def write(found: dict[str, Any]) -> str:
     head = ["N"]
     for arm in COMPARED:
         head += [f"{ARMS[arm].title.removeprefix('N processes, ')}: killed, MiB", "enough"]
-    head.append("what physics allows")
+    head.append("the job without a model (N between the ends: interpolated), and the model once")
     title = (
-        f"{found['model']}, a file of {found['size'] / MIB:,.0f} MiB; steps of {STEP:.0%} of the peak without a limit. What "
-        "physics allows is the peak of the same job without a model, and the model once."
+        f"{found['model']}, a file of {found['size'] / MIB:,.0f} MiB; one walk for each, in steps of {STEP:.0%} of the peak without a limit, "
+        f"which is one run's: so good is the answer. A job counts as failed {HOPELESS:.0f} s after its last kill."
     )
     return "\n\n".join([title, tables.markdown(head, lines), after_a_kill(found["killed"])])
 
@@ -115,15 +115,15 @@ def after_a_kill(runs: list[dict[str, Any]]) -> str:
     lines = [
         [
             ARMS[run["arm"]].title, f"{run['limit'] / MIB:,.0f}", str(run["kills"]), str(run["loads"]), str(run["predicted"]),
-            f"{run['how']}, exit status {run['rc']}, after {run['wall']:.0f} s", f"`{run.get('why', '')}`",
+            "ended by itself" if run["how"] == "ended by itself" else "hung, ended by the harness",
         ]
         for run in runs
     ]  # fmt: skip
-    head = ("", "limit MiB", "killed", "loads begun", "workers that predicted", "the job", "the last error in its log")
+    head = ("", "limit MiB", "killed", "loads begun", "workers that predicted", "the job")
     return (
         f"What a whole job does when workers of it are killed for lack of memory, N = {KILLED_WITH}, {TOO_LITTLE:.0%} of the peak "
-        f"(a job that has not ended {running.AFTER_A_KILL:.0f} s after the last kill hangs, and is ended by the harness):\n\n"
-        f"{tables.markdown(head, lines)}"
+        f"(a job that has not ended {running.AFTER_A_KILL:.0f} s after the last kill hangs). The local runner waits for a worker that is no more; "
+        f"that says nothing for or against an arm.\n\n{tables.markdown(head, lines)}"
     )
 
 

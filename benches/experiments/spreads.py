@@ -70,6 +70,11 @@ def load_cpu(run: Facts) -> float | None:
     return run["ready_cpu"] - run["start_cpu"] if "ready_cpu" in run else None
 
 
+def first_cpu(run: Facts) -> float | None:
+    """From all models there until all have made their first predictions."""
+    return run["first_cpu"] - run["ready_cpu"] if "ready_cpu" in run and run.get("first_cpu") else None
+
+
 def wall(run: Facts) -> float | None:
     return run["wall"] if finished(run) else None
 

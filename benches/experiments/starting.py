@@ -39,15 +39,16 @@ def write(found: dict[str, Any]) -> str:
         for arm in COMPARED:
             runs = of(found["runs"], arm=arm, processes=count)
             lines.append([
-                f"{ARMS[arm].title}, N = {count}",
+                ARMS[arm].title.removeprefix("N processes, "),
+                str(count),
                 *(middle((run.get(name) for run in runs), 1) for name in ("first", "all_first", "first_cpu", "start_cpu")),
                 middle(map(load_cpu, runs), 1),
                 middle((run["peak"] / 2**20 for run in runs if run["peak"]), 0),
                 " or ".join(map(str, sorted({run["loads"] for run in runs}))),
             ])  # fmt: skip
     head = (
-        found["model"], "first prediction after s", "all have predicted after s", "CPU s until then", "of it before the first load",
-        "from the first load until all are ready", "peak MiB", "loads",
+        found["model"], "N", "first prediction after s", "all have predicted after s", "CPU s until then",
+        "CPU s until the first load (imports)", "CPU s of loading", "peak MiB", "loads",
     )  # fmt: skip
     return tables.markdown(head, lines)
 
