@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 MIB = 1 << 20
+PAGE_OF_FLOATS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Shape:
 
     def model(self) -> torch.nn.Module:
         """Filled. Without gradients: all are for inference."""
-        with _no_chance():
+        with no_chance():
             model = self.build()
         if hasattr(model, "tie_weights"):  # left out with the chance
             model.tie_weights()
@@ -57,20 +58,38 @@ class Shape:
             self.predict(small)
 
 
+#: Numbers of chance, and where in them the next parameter begins: a prime, so that no two begin at the same.
+BLOCK, NEXT = 1 << 20, 7919
+
+
 def fill(model: torch.nn.Module) -> None:
-    """At the speed of memory: one block of chance, again and again."""
-    block = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02
-    for name, weight in model.named_parameters():
+    """At the speed of memory: one block of chance, again and again, each parameter from another place in it.
+
+    Two that are swapped give other outputs then.
+    """
+    block = torch.randn(2 * BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02
+    for number, (name, weight) in enumerate(model.named_parameters()):
         flat = weight.data.view(-1)
-        if weight.dim() < 2:
-            flat.fill_(1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)
-            continue
-        for start in range(0, flat.numel(), block.numel()):
-            part = flat[start : start + block.numel()]
-            part.copy_(block[: part.numel()])
+        mine = block[number * NEXT % BLOCK :][:BLOCK]
+        for part in flat.split(BLOCK):
+            part.copy_(mine[: part.numel()])
+        if weight.dim() < 2 and "norm" in name.lower() and name.endswith("weight"):
+            flat.add_(1.0)
 
 
-def _no_chance() -> Any:
+def every_page(model: torch.nn.Module) -> list[torch.Tensor]:
+    """One number of every page of the weights: to be read by `read`."""
+    flat = {weight.data_ptr(): weight.detach().view(-1) for weight in model.parameters()}
+    return [weight[::PAGE_OF_FLOATS] for weight in flat.values()]
+
+
+def read(pages: list[torch.Tensor]) -> None:
+    with torch.inference_mode():
+        for page in pages:
+            page.sum()
+
+
+def no_chance() -> Any:
     """Chance that is overwritten costs seconds."""
     from transformers.modeling_utils import no_init_weights
 
