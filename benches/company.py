@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import random
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from machine import available
 from peers import OURS
 from peers.ours import swept
 from peers.peer import Peer
+from rounds import shuffled
 from shapes import MIB, Shape
 
 #: Never used by us: the system and its caches need some.
@@ -31,6 +31,12 @@ SPARE = 6144 * MIB
 @dataclass
 class Cannot:
     reason: str
+
+
+def lacking(needed: float, of: str = "") -> Cannot | None:
+    """Why so many bytes cannot be taken now."""
+    free = available() - SPARE
+    return Cannot(f"needs {needed / 2**30:.1f} GiB{of}, {free / 2**30:.1f} are free") if needed > free else None
 
 
 @contextmanager
@@ -48,16 +54,11 @@ def companies(peers: Iterable[Peer], size: int) -> tuple[list[list[Peer]], dict[
     """Who can be measured together, and who not at all. Whoever needs most while it puts comes first."""
     free = available() - SPARE
     waiting = sorted((peer for peer in peers if peer is not OURS), key=lambda peer: -peer.peak)
-    alone = {peer: need([peer, OURS], size) for peer in waiting}
-    not_at_all = {
-        peer: Cannot(f"needs {bytes_ / 2**30:.1f} GiB beside ours, {free / 2**30:.1f} are free")
-        for peer, bytes_ in alone.items()
-        if bytes_ > free
-    }
+    alone = {peer: lacking(need([peer, OURS], size), " beside ours") for peer in waiting}
+    not_at_all = {peer: reason for peer, reason in alone.items() if reason}
     waiting = [peer for peer in waiting if peer not in not_at_all]
-    if need([OURS], size) > free:
-        not_at_all[OURS] = Cannot(f"needs {need([OURS], size) / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
-        return [], not_at_all
+    if reason := lacking(need([OURS], size)):
+        return [], {**not_at_all, OURS: reason}
     found: list[list[Peer]] = []
     while waiting:
         company: list[Peer] = []
@@ -123,9 +124,7 @@ def assembled(company: list[Peer], shape: Shape) -> Iterator[list[Served]]:
 
 
 def by_rounds(served: list[Served], rounds: int) -> Iterator[tuple[int, Served]]:
-    """In another order each: what one leaves behind shall not meet the same one always."""
+    """In another order each."""
     for number in range(rounds):
-        order = list(served)
-        random.Random(number).shuffle(order)  # noqa: S311 (to be repeated)
-        for one in order:
+        for one in shuffled(served, number):
             yield number, one

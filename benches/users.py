@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from children import Child
-from company import putting, room
+from company import Cannot, lacking, putting, room
 from peers import BY_NAME
 from peers.beam import handle
 from peers.files import TorchFile
@@ -58,8 +58,11 @@ USERS: dict[str, Callable[[Path], Any]] = {
     "Beam MultiProcessShared": by_multi_process_shared,
     "torch.load(mmap)": by_mapping,
 }
-#: The three that RunInference can be switched between.
-BEAM = ("onecopy", "Beam Shared", "Beam MultiProcessShared")
+
+
+def lacking_for(arm: str, count: int, size: int) -> Cannot | None:
+    """Why so many processes have no room for it. Whoever shares needs the model and its copy meanwhile."""
+    return lacking(size * (count if arm == "Beam Shared" else 2))
 
 
 @contextmanager
