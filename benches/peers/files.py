@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import Shape
+from shapes import Shape, no_chance
 
 from peers.peer import Peer
 
@@ -62,19 +62,30 @@ class Safetensors(Peer):
         }
         torch.save((buffers, tied), folder / "rest.pt")
 
+    def hand_over(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
+        from safetensors.torch import save_model
+
+        save_model(make(), str(folder / self.store))
+
 
 class SafetensorsAssigned(Safetensors):
     name = "safetensors + assign"
-    settings = "load_file, load_state_dict(assign=True) into a model built on the meta device"
+    settings = (
+        "load_file, load_state_dict(assign=True) into a model built on the meta device without initial values; buffers "
+        "that the file does not hold, and which weights are tied, are known before"
+    )
+
+    def prepare(self, shape: Shape, folder: Path) -> None:
+        self.rest = torch.load(folder / "rest.pt")
 
     def attach(self, shape: Shape, folder: Path, ticket: Any) -> Any:
         from safetensors.torch import load_file
 
-        with torch.device("meta"):
+        with torch.device("meta"), no_chance():
             model = shape.build()
         weights = load_file(folder / self.store)
         model.load_state_dict(weights, strict=False, assign=True)
-        buffers, tied = torch.load(folder / "rest.pt")
+        buffers, tied = self.rest
         for name, other in tied.items():
             # Of the names of one parameter the file holds any one.
             there = other if other in weights else next(n for n, o in tied.items() if o == other and n in weights)
@@ -95,7 +106,7 @@ class FromPretrained(Safetensors):
     packages = ("transformers", "safetensors", "torch")
     settings = "one safetensors file"
 
-    def cannot(self, row: str, shape: Shape) -> str | None:
+    def cannot(self, shape: Shape) -> str | None:
         return "not a model of transformers" if shape.name.endswith("MiB") else None
 
     def attach(self, shape: Shape, folder: Path, ticket: Any) -> Any:

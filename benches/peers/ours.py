@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from children import Child
-from machine import meminfo
+from machine import meminfo, rollup
 from shapes import Shape
 
 import onecopy
@@ -19,6 +19,8 @@ from onecopy import _acquire, _publish, _verbs, process  # noqa: F401 (what a fi
 from peers.peer import Peer
 
 TAG = "model"
+#: The line of smaps that counts what a process maps of shared memory by huge pages, and the bytes of one.
+HUGE, HUGE_PAGE = "ShmemPmdMapped", 2 << 20
 
 
 class OneCopy(Peer):
@@ -30,7 +32,7 @@ class OneCopy(Peer):
 
     def put(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
         self.hand_over(shape, make, folder)
-        wait_for_collapse(shape.size)
+        wait_for_collapse(shape.size, "self")
 
     def hand_over(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
         self.published = store(folder).publish(TAG, make())
@@ -55,14 +57,15 @@ class Woken(OneCopy):
 
     name = "onecopy, at READY"
     settings = (
-        "waits in Holder.acquire while another process loads and publishes; from its wake-up on, before any collapse"
+        "waits in Holder.acquire while another process loads and publishes; from the moment before that one makes it "
+        "READY, by its clock, until acquire returns"
     )
     store = "woken"
     peak = 0.0
     lies = 0.0
     own = 1.1
 
-    def cannot(self, row: str, shape: Shape) -> str | None:
+    def cannot(self, shape: Shape) -> str | None:
         return "one for a large model, one for a middle one is enough" if shape.name.endswith("MiB") else None
 
     def put(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
@@ -85,14 +88,14 @@ class Woken(OneCopy):
     def attach(self, shape: Shape, folder: Path, ticket: Any) -> Any:
         self.holder = onecopy.Holder(never, TAG, store=store(self.mine))
         model = self.holder.acquire()
-        info = self.holder.info
-        assert info is not None
-        assert info.role == "attacher", info
-        self.seconds = info.seconds - info.wait_seconds
+        self.returned = time.perf_counter()
         return model
 
     def took(self, seconds: float) -> float:
-        return self.seconds
+        assert self.loader is not None
+        assert self.holder.info is not None
+        assert self.holder.info.role == "attacher", self.holder.info
+        return self.returned - self.loader.hear()
 
     def let_go(self) -> None:
         self.holder.release()
@@ -104,7 +107,16 @@ class Woken(OneCopy):
 
 
 def loading(shape: Shape, folder: Path) -> Iterator[Any]:
-    """Plays in a child: loads, and says that it does so."""
+    """Plays in a child: loads, says that it does so, and when it was about to make it READY (all processes have one clock)."""
+    stamps: list[float] = []
+    rebuild = _publish.rebuild
+
+    def last_before_ready(attached: Any) -> Any:
+        rebuilt = rebuild(attached)
+        stamps.append(time.perf_counter())
+        return rebuilt
+
+    _publish.rebuild = last_before_ready
 
     def load() -> torch.nn.Module:
         (folder / "loads").touch()
@@ -114,7 +126,7 @@ def loading(shape: Shape, folder: Path) -> Iterator[Any]:
 
     holder = onecopy.Holder(load, TAG, store=store(folder))
     holder.acquire()
-    yield None
+    yield stamps[0]
 
 
 def never() -> torch.nn.Module:
@@ -143,15 +155,16 @@ def huge_pages() -> int:
     return meminfo("ShmemHugePages")
 
 
-def wait_for_collapse(size: int, quiet: float = 1.5, most: float = 30.0) -> None:
-    """The publisher collapses after it has published: until all is huge, or no more pages became so for a while.
+def wait_for_collapse(size: int, pid: int | str = "self", quiet: float = 1.5, most: float = 30.0) -> None:
+    """The publisher collapses after it has published: until all that process `pid` maps is huge, or no more pages become so.
 
-    The kernel counts for the whole machine: where others make huge pages meanwhile, there is an end to waiting.
+    They do not where the kernel has none to give: each attacher says how much of its mapping is huge. That no more become so
+    is known of the whole machine only: where others make huge pages meanwhile, there is an end to waiting.
     """
-    chunk = 2 << 20
-    start = seen = huge_pages()
+    all_huge = size // HUGE_PAGE * HUGE_PAGE
+    seen = huge_pages()
     began = since = time.monotonic()
-    while seen - start < size // chunk * chunk and time.monotonic() - since < quiet and time.monotonic() - began < most:
+    while rollup(HUGE, pid) < all_huge and time.monotonic() - since < quiet and time.monotonic() - began < most:
         time.sleep(0.05)
         if (now := huge_pages()) != seen:
             seen, since = now, time.monotonic()

@@ -37,8 +37,8 @@ class Peer:
     def version(self) -> str:
         return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in self.packages)
 
-    def cannot(self, row: str, shape: Shape) -> str | None:
-        """Why it is not in that row."""
+    def cannot(self, shape: Shape) -> str | None:
+        """Why it cannot be attached to that one."""
         return None
 
     def put(self, shape: Shape, make: Callable[[], torch.nn.Module], folder: Path) -> None:
@@ -60,7 +60,7 @@ class Peer:
         """In the attacher: what a process that works with this peer has done long before."""
 
     def took(self, seconds: float) -> float:
-        """What attaching took, where it is not what `attach` took."""
+        """What attaching took, where it is not what `attach` took. Asked for when nothing is timed any more."""
         return seconds
 
     def prepare(self, shape: Shape, folder: Path) -> None:
