@@ -12,29 +12,28 @@ import statistics
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from children import Child, as_if_never_forked, have_free_pages
 from company import Cannot, assembled, by_rounds, companies
 from machine import rollup, status, touch_segment
 from peers import ALL, OURS
+from peers.ours import HUGE
 from peers.peer import Peer
 from rounds import ROUNDS
-from shapes import BERT, T5, Shape
+from shapes import BERT, T5, Shape, every_page, read
 
 STEADY = 3
 #: Bytes from which one round must do.
-HUGE = 4 << 30
-PAGE_OF_FLOATS = 1024
+LARGE = 4 << 30
 FOR_ACTIVATIONS = 64 << 20
 
 
 @dataclass
 class Measured:
-    """Seconds, a number a round; and ours of the same rounds."""
+    """Seconds, a number a round."""
 
     attach: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
@@ -45,11 +44,22 @@ class Measured:
     #: Bytes.
     anonymous: list[int] = field(default_factory=list)
     page_tables: list[int] = field(default_factory=list)
+    #: Of the weights, mapped by huge pages.
+    huge: list[int] = field(default_factory=list)
     #: Whether it answers bit by bit what the others do.
     exact: bool = True
     #: Of ours: what opening, mapping and touching the same memory takes without anything else.
     limit: list[float] = field(default_factory=list)
+    #: Of a peer: who shared memory and rounds with it, and ours of the same rounds.
+    company: str = ""
     ours: Measured | None = None
+
+    def add(self, other: Measured) -> None:
+        """The rounds of another company."""
+        for mine in fields(self):
+            if isinstance(values := getattr(self, mine.name), list):
+                values += getattr(other, mine.name)
+        self.exact &= other.exact
 
 
 @dataclass
@@ -74,10 +84,9 @@ def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[
     yield None
     peer.prepare(shape, folder)
     have_free_pages(int(shape.size * peer.own) + FOR_ACTIVATIONS)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     model = peer.attach(shape, folder, ticket)
     attached = time.perf_counter()
-    took = peer.took(attached - start)
     seen = shape.predict(model)
     first = time.perf_counter()
     aligned = not peer.maps or all(weight.data_ptr() % 64 == 0 for weight in model.parameters())
@@ -86,7 +95,8 @@ def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[
         start = time.perf_counter()
         shape.predict(model)
         steady.append(time.perf_counter() - start)
-    anonymous, page_tables = rollup("Anonymous") - anonymous, status("VmPTE") - page_tables
+    took = peer.took(attached - begun)
+    memory = rollup("Anonymous") - anonymous, status("VmPTE") - page_tables, rollup(HUGE)
     released = None
     if not peer.inherits and peer.maps:
         gone = weakref.ref(model)
@@ -98,7 +108,7 @@ def predicting(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[
         released = time.perf_counter() - start
         assert gone() is None, gc.get_referrers(gone())
     times = took, first - attached, statistics.median(steady), released
-    yield times, anonymous, page_tables, Seen(seen.numpy(), aligned)
+    yield times, memory, Seen(seen.numpy(), aligned)
     peer.left()
 
 
@@ -110,16 +120,14 @@ def reading(peer: Peer, shape: Shape, folder: Path, ticket: Any) -> Iterator[Any
     peer.prepare(shape, folder)
     have_free_pages(int(shape.size * peer.own) + FOR_ACTIVATIONS)
     model = peer.attach(shape, folder, ticket)
-    weights = {weight.data_ptr(): weight.detach().view(-1) for weight in model.parameters()}
+    pages = every_page(model)
     spent = []
-    with torch.inference_mode():
-        for _ in range(3):
-            start = time.perf_counter()
-            for weight in weights.values():
-                weight[::PAGE_OF_FLOATS].sum()
-            spent.append(time.perf_counter() - start)
+    for _ in range(3):
+        start = time.perf_counter()
+        read(pages)
+        spent.append(time.perf_counter() - start)
     yield spent[0] - min(spent[1:])
-    del model, weights, weight
+    del model, pages
     peer.let_go()
     peer.left()
 
@@ -135,25 +143,27 @@ def mapping(holder: int) -> Iterator[Any]:
 
 @functools.cache
 def measure(shape: Shape) -> dict[str, Measured | Cannot]:
-    """By peer's name."""
+    """By peer's name. Ours has the rounds of all companies."""
     found: dict[str, Measured | Cannot] = {}
     able = []
     for peer in ALL:
-        if reason := peer.cannot("attach", shape):
+        if reason := peer.cannot(shape):
             found[peer.name] = Cannot(reason)
         else:
             able.append(peer)
     groups, not_at_all = companies(able, shape.size)
     found.update({peer.name: reason for peer, reason in not_at_all.items()})
+    if groups:
+        found[OURS.name] = everywhere = Measured()
     for group in groups:
-        ours = Measured()
-        each = {peer.name: ours if peer is OURS else Measured(ours=ours) for peer in group}
+        ours, names = Measured(), ", ".join(peer.name for peer in group if peer is not OURS)
+        each = {peer.name: ours if peer is OURS else Measured(ours=ours, company=names) for peer in group}
         with assembled(group, shape) as served:
             outputs: dict[str, Seen] = {}
             # Many sizes and large ones, a few rounds each: a copy of gigabytes takes a peer seconds. What the pages cost is
             # asked for the real models.
             few = shape is not BERT
-            for _, one in by_rounds(served, min(ROUNDS, 3 if shape.size < HUGE else 1) if few else ROUNDS):
+            for _, one in by_rounds(served, min(ROUNDS, 3 if shape.size < LARGE else 1) if few else ROUNDS):
                 seen = once(one, shape, each[one.peer.name], read=shape in (BERT, T5))
                 if one.peer is OURS:
                     with Child(mapping, one.putter.pid) as child:
@@ -166,6 +176,7 @@ def measure(shape: Shape) -> dict[str, Measured | Cannot]:
             assert each[name].exact or seen.close_to(outputs[OURS.name]), (
                 f"{name} answers something else on {shape.name}"
             )
+        everywhere.add(each.pop(OURS.name))
         found.update(each)
     return found
 
@@ -175,12 +186,13 @@ def once(one: Any, shape: Shape, into: Measured, *, read: bool) -> Any:
     child, ticket = one.hatch(predicting, shape)
     with child:
         child()
-        (attach, first, steady, released), anonymous, page_tables, seen = child()
+        (attach, first, steady, released), (anonymous, page_tables, huge), seen = child()
     into.attach.append(attach + ticket)
     into.first.append(first)
     into.steady.append(steady)
     into.anonymous.append(anonymous)
     into.page_tables.append(page_tables)
+    into.huge.append(huge)
     if released is not None:
         into.release.append(released)
     if read and one.peer.maps:
