@@ -1,4 +1,5 @@
-"""One of the processes that start together (test_together.py): a fresh interpreter, which says what it has done.
+"""One of the processes that start together (test_together.py): a fresh interpreter, which says how long the model took it,
+and a digest of what that predicted.
 
     python benches/starter.py ARM SHAPE FOLDER
 
@@ -7,6 +8,7 @@ ARM "nothing" imports the same, and no model.
 
 import environment  # noqa: F401 isort: skip (before anything that reads it)
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -21,12 +23,14 @@ def main() -> None:
     torch.set_num_threads(1)
     shape = find(name)
     start = time.perf_counter()
+    output = None
     if arm == "one load":
-        shape.predict(load(Path(folder)))
+        output = shape.predict(load(Path(folder)))
     elif arm != "nothing":
         kept = USERS[arm](Path(folder))
-        shape.predict(kept)
-    print(time.perf_counter() - start, flush=True)
+        output = shape.predict(kept)
+    spent = time.perf_counter() - start
+    print(spent, "" if output is None else hashlib.sha256(output.numpy()).hexdigest(), flush=True)
     # Until all are there.
     sys.stdin.read()
 

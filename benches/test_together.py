@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from company import SPARE, Cannot
-from machine import available
-from rounds import ROUNDS
+from rounds import ROUNDS, in_common, shuffled
 from shapes import MIB, MOST, linears
-from users import BEAM, file, namespace_in
+from users import USERS, file, lacking_for, namespace_in
 
 # About BERT-base's size, without the seconds that importing transformers takes.
 SHAPE = linears(min(512, MOST // MIB))
@@ -25,7 +23,7 @@ STARTER = Path(__file__).with_name("starter.py")
 
 
 def start(arm, count, folder):
-    """Seconds until the last is ready, and the most that one of them worked on the model."""
+    """Seconds until the last is ready, the most that one of them worked on the model, and what they predicted."""
     began = time.perf_counter()
     those = [
         subprocess.Popen(
@@ -40,7 +38,8 @@ def start(arm, count, folder):
         lines = [one.stdout.readline() for one in those]
         spent = time.perf_counter() - began
         assert all(lines), f"{arm}: one of {count} failed"
-        return spent, max(float(line) for line in lines)
+        said = [(*line.split(), b"")[:2] for line in lines]
+        return spent, max(float(seconds) for seconds, _ in said), {output for _, output in said}
     finally:
         for one in those:
             one.stdin.close()
@@ -51,28 +50,37 @@ def start(arm, count, folder):
 
 @functools.cache
 def measured():
-    found = {arm: [] for arm in (*BEAM, "limit")}
-    imported, loaded = [], []
+    """By arm: seconds, by round; and why there are none."""
+    found = {arm: {} for arm in (*USERS, NOTHING, ONE)}
+    cannot, outputs = {}, set()
     with file(SHAPE) as folder:
         # Once without looking: Python's compiled files, and the page cache.
         start(NOTHING, 1, folder)
-        for _ in range(min(ROUNDS, 3)):
-            imported.append(start(NOTHING, COUNT, folder)[0])
-            loaded.append(start(ONE, 1, folder)[1])
-            found["limit"].append(imported[-1] + loaded[-1])
-            for arm in BEAM:
-                if arm == "Beam Shared" and COUNT * SHAPE.size > available() - SPARE:
-                    found[arm] = Cannot(f"{COUNT} x {SHAPE.size} bytes are not free")
+        for number in range(min(ROUNDS, 3)):
+            for arm in shuffled(found, number):
+                if reason := lacking_for(arm, COUNT, SHAPE.size):
+                    cannot[arm] = reason
                     continue
                 with namespace_in(folder) as mine:
-                    found[arm].append(start(arm, COUNT, mine)[0])
-    return found
+                    spent, most, said = start(arm, 1 if arm == ONE else COUNT, mine)
+                found[arm][number] = most if arm == ONE else spent
+                outputs |= said if arm != NOTHING else set()
+                assert len(outputs) <= 1, f"{arm} answers something else"
+    found["limit"] = {
+        number: found[NOTHING][number] + one for number, one in found[ONE].items() if number in found[NOTHING]
+    }
+    return found, cannot
 
 
-@pytest.mark.parametrize("arm", [*BEAM, "limit"])
+@pytest.mark.parametrize("arm", [*USERS, "limit"])
 def test_together(arm, play):
-    found = measured()
-    group = f"together {SHAPE.name}"
-    if isinstance(found[arm], Cannot):
-        play(group, arm, found[arm])
-    play(group, arm, found[arm], ours=found["onecopy"], processes=COUNT, cpus=len(os.sched_getaffinity(0)))
+    found, cannot = measured()
+    seconds, ours = in_common(found[arm], found["onecopy"])
+    play(
+        f"together {SHAPE.name}",
+        arm,
+        seconds or cannot[arm],
+        ours=ours,
+        processes=COUNT,
+        cpus=len(os.sched_getaffinity(0)),
+    )
