@@ -37,7 +37,9 @@ def attach_by_size(row: Any, folder: Path) -> str:
     for case in row["cases"]:
         if case["group"].endswith("MiB"):
             mib = case["size"] / 2**20
-            lines.setdefault(case["case"], []).append((mib, case["seconds"][2] * 1000))
+            # What chance has made less than nothing has no place on this scale; the table has it.
+            if case["seconds"][2] > 0:
+                lines.setdefault(case["case"], []).append((mib, case["seconds"][2] * 1000))
             if case["limit"]:
                 limit[mib] = case["limit"][2] * 1000
     figure, axes = plt.subplots()
@@ -69,7 +71,7 @@ def memory(row: Any, folder: Path) -> str:
     figure, axes = plt.subplots()
     for name, points in by_count(row, lambda case: case["memory"][2] / 2**20).items():
         draw_line(axes, name, points)
-    axes.axhline(row["cases"][0]["size"] / 2**20, color="k", linestyle=":", label="limit: the weights once")
+    axes.axhline(row["cases"][0]["size"] / 2**20, color="k", linestyle=":", label="the weights once")
     axes.set(xscale="log", yscale="log", xlabel="processes", ylabel="MiB in all")
     counts(axes, row)
     return save(figure, axes, folder, "memory")

@@ -42,42 +42,60 @@ def main() -> int:
 
 
 def keep(run: dict[str, Any]) -> None:
-    """One file a row, small enough to be read."""
+    """One file a row, small enough to be read. Of some rows there is nothing but why it is not there."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for case in run["benchmarks"]:
-        row = Path(case["fullname"].split("::")[0]).stem.removeprefix("test_")
-        rows.setdefault(row, []).append(summary(case["group"], case["extra_info"]))
+        rows.setdefault(row_of(case["group"]), []).append(summary(case["group"], case["extra_info"]))
     about = {name: run[name] for name in ("machine", "peers", "datetime")} | {"onecopy": run["commit_info"].get("id")}
-    for row, cases in rows.items():
-        groups = {case["group"] for case in cases}
-        absent = [one for one in run["cannot"] if one["group"] in groups]
-        text = json.dumps({**about, "cases": cases, "cannot": absent}, indent=1)
+    for row in rows.keys() | {row_of(one["group"]) for one in run["cannot"]}:
+        absent = [one for one in run["cannot"] if row_of(one["group"]) == row]
+        text = json.dumps({**about, "cases": rows.get(row, []), "cannot": absent}, indent=1)
         (RESULTS / f"{row}.json").write_text(text + "\n")
 
 
+def row_of(group: str) -> str:
+    """Its first word; what follows is the model."""
+    return group.partition(" ")[0]
+
+
 def summary(group: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Spreads of what was measured round by round; `ratio` is that to ours of the same rounds."""
+    """Spreads of what was measured round by round; `ours` are of the same rounds."""
     facts = dict(facts)
-    seconds, ours = facts.pop("seconds"), facts.pop("ours", None)
+    seconds, ours, parts = facts.pop("seconds"), facts.pop("ours", None), facts.pop("parts", None)
     kept = {"group": group, "case": facts.pop("case"), "rounds": len(seconds), "seconds": spread(seconds)}
-    if ours is not None and all(ours):
-        kept["ratio"] = spread([own / other for own, other in zip(seconds, ours, strict=True)])
-    parts = facts.pop("parts", None)
+    if ours is not None:
+        kept |= beside(seconds, [round(other, 9) for other in ours])
     if parts is not None:
         kept["parts"] = {name: spread(values) for name, values in parts["peer"].items() if values}
-        for name in ("attach", "first", "steady", "pages", "release"):
-            assert len(parts["peer"][name]) in (0, len(seconds))
+        inferences = list(zip(parts["peer"]["first"], parts["peer"]["steady"], strict=True))
+        kept["later"] = spread([first - steady for first, steady in inferences])
+        kept["first_to_steady"] = spread([first / steady for first, steady in inferences])
         with_pages = [pages_too(parts[of]) for of in ("peer", "ours")]
         if all(with_pages):
-            kept["ratio_with_pages"] = spread([own / other for own, other in zip(*with_pages, strict=True)])
+            kept["with_pages"] = beside(*with_pages)
     for name, value in facts.items():
         kept[name] = spread(value) if isinstance(value, list) and name != "interval" and value else value
     return kept
 
 
+def beside(values: list[float], ours: list[float]) -> dict[str, Any]:
+    """How much more than ours, in each round, and how many times as much.
+
+    What is a difference itself can be less than nothing by chance: then there is no quotient of a round, and one of all rounds
+    only where both add up to something.
+    """
+    pairs = list(zip(values, ours, strict=True))
+    found: dict[str, Any] = {"ours": spread(ours), "beyond_ours": spread([own - other for own, other in pairs])}
+    if min(ours) > 0:
+        found["ratio"] = spread([own / other for own, other in pairs])
+    if sum(ours) > 0 and sum(values) > 0:
+        found["ratio_of_sums"] = float(f"{sum(values) / sum(ours):.5g}")
+    return found
+
+
 def pages_too(parts: dict[str, list[float]]) -> list[float]:
-    """Attaching, and what the pages cost when they are first read."""
-    return [attach + max(0.0, pages) for attach, pages in zip(parts["attach"], parts["pages"], strict=False)]
+    """Attaching, and what the pages cost when they are first read; nothing where they were not read."""
+    return [attach + pages for attach, pages in zip(parts["attach"], parts["pages"], strict=bool(parts["pages"]))]
 
 
 def spread(values: list[float]) -> list[float]:
