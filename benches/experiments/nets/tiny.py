@@ -11,12 +11,14 @@ from nets.torch_model import Model, seeded
 
 
 class Tiny(torch.nn.Sequential):
-    def __init__(self, *, lock: bool = False) -> None:
+    def __init__(self, *, lock: bool = False, generator: bool = False) -> None:
         # Without random numbers that are overwritten.
         first, second = (skip_init(torch.nn.Linear, *sizes) for sizes in ((256, 1024), (1024, 10)))
         super().__init__(first, torch.nn.ReLU(), second)
-        if lock:  # which cannot be pickled: such a model cannot be shared
+        if lock:  # which Beam's pickler makes anew in each process
             self.lock = threading.Lock()
+        if generator:  # which nobody can pickle: such a model cannot be shared
+            self.generator = (number for number in ())
 
 
 def filled() -> Tiny:
@@ -31,4 +33,4 @@ def examples(count: int) -> list[torch.Tensor]:
 
 
 def find(name: str) -> Model:
-    return Model(name, Tiny, filled, examples, {"lock": "lock" in name})
+    return Model(name, Tiny, filled, examples, {"lock": "lock" in name, "generator": "generator" in name})
