@@ -4,16 +4,15 @@ Each process is one observation: where its memory lies is a matter of chance tha
 """
 
 import functools
-import math
 import statistics
 import time
 
 import pytest
 from children import Child
 from company import room
+from interval import interval
 from peers import OURS
 from rounds import ROUNDS
-from scipy import stats
 from shapes import BERT, MINILM, largest
 
 PROCESSES = max(4, ROUNDS * 2)
@@ -57,14 +56,6 @@ def measured(name):
                 child()
                 found.append(child())
     return found
-
-
-def interval(ratios):
-    """The ratio and its 95 % interval, by Student's t of the processes' logarithms."""
-    logs = [math.log(ratio) for ratio in ratios]
-    middle = statistics.mean(logs)
-    off = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return [math.exp(middle - off), math.exp(middle), math.exp(middle + off)]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import tables
+from interval import interval
 from plan import Progress
-from spreads import interval
 
 import running
 

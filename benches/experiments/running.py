@@ -127,7 +127,6 @@ def once(
             job = [arm, files.model, str(processes), str(files.folder), str(room), json.dumps(phases)]
             command = [sys.executable, str(HERE / "job.py"), *job, "together" if together else "alone"]
             counted = watched(command, room, files, ARMS[arm].switch, group, hopeless)
-        log = (room / "log").read_text(errors="replace")
         facts = {
             "arm": arm,
             "model": files.model,
@@ -136,8 +135,6 @@ def once(
             "limit": limit,
             **counted,
         }
-        if counted["rc"]:
-            facts["why"] = why(log)
         return {**facts, **timed(notes.events(room), counted["began"])}
     finally:
         if not os.environ.get("EXPERIMENTS_KEEP"):
@@ -245,12 +242,6 @@ def timed(events: list[dict[str, Any]], began: float) -> dict[str, Any]:
 def own(events: list[dict[str, Any]], pid: int) -> list[float]:
     """A process's CPU seconds at these events, where no group counts."""
     return sorted(event["own"] for event in events if event["pid"] == pid)
-
-
-def why(log: str) -> str:
-    """The last line that tells an error."""
-    lines = [line.strip() for line in log.splitlines() if "Error" in line or "Killed" in line or "return code" in line]
-    return lines[-1][-200:] if lines else log[-200:]
 
 
 def children_cpu() -> float:

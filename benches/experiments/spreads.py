@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from scipy import stats
+from interval import interval
 
 Facts = dict[str, Any]
 
@@ -35,14 +34,6 @@ def middle(values: Iterable[float | None], digits: int = 1) -> str:
         return ""
     text = f"{statistics.median(known):,.{digits}f}"
     return text if len(known) == 1 else f"{text} ({min(known):,.{digits}f} to {max(known):,.{digits}f})"
-
-
-def interval(values: list[float], confidence: float = 0.95) -> list[float]:
-    """Of a ratio: its mean and interval, by Student's t of the logarithms."""
-    logs = [math.log(value) for value in values]
-    mean = statistics.mean(logs)
-    off = stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return [math.exp(mean - off), math.exp(mean), math.exp(mean + off)]
 
 
 def within(values: list[float]) -> str:
